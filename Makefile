@@ -1,0 +1,29 @@
+# The virtual environment is made when it is missing or the requirements changed.
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --requirement
+
+.PHONY: help run test lint
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+run: $(VENV)/run ## set up what is missing, then serve on http://127.0.0.1:8000
+	$(BIN)/gunicorn
+
+test: $(VENV)/dev ## set up what is missing, then run every test
+	$(BIN)/pytest
+
+lint: $(VENV)/dev ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/run: requirements.txt
+	python3 -m venv $(VENV)
+	$(INSTALL) requirements.txt
+	@touch $@
+
+$(VENV)/dev: requirements-dev.txt $(VENV)/run
+	$(INSTALL) requirements-dev.txt
+	@touch $@

@@ -1,0 +1,347 @@
+"""The collector: two data endpoints, a page that explains them, and a health check.
+
+flask --app app report    what was collected
+gunicorn                  serve (gunicorn.conf.py names this module)
+"""
+
+import ipaddress
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, cast
+
+from flask import Blueprint, Flask, Response, current_app, render_template, request
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import HTTPException
+
+import parsing
+from parsing import Rejected
+from storage import NotStored, Store, encode, timestamp
+
+MAX_BODY_BYTES = 64 * 1024
+RETRY_AFTER_SECONDS = 30
+PREFLIGHT_MAX_AGE_SECONDS = 24 * 60 * 60
+
+# The smallest transparent GIF89a: one pixel.
+PIXEL = bytes.fromhex(
+    "47494638396101000100800000000000ffffff21f90401000000002c00000000010001000002024401003b"
+)
+
+
+class ConfigError(SystemExit):
+    """A setting that cannot be used.  Uncaught, it ends the program with its one line."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an operator may set; each field is the environment variable of the same name."""
+
+    data_dir: Path
+    trusted_proxies: tuple[parsing.Network, ...]
+    ip: str
+    honor_opt_out: bool
+    compress_after_days: int
+    retention_days: int
+    min_free_mb: int
+
+
+def path(value: str) -> Path:
+    if not value or "\0" in value:
+        raise ValueError("a directory")
+    return Path(value)
+
+
+def networks(value: str) -> tuple[parsing.Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if value)
+    except ValueError as exc:
+        raise ValueError(f"addresses and networks, separated by commas ({exc})") from exc
+
+
+def address_mode(value: str) -> str:
+    if value not in ADDRESS_MODES:
+        raise ValueError(f"one of {', '.join(ADDRESS_MODES)}")
+    return value
+
+
+def switch(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise ValueError("true or false")
+    return value == "true"
+
+
+def whole_number(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and len(value) <= 9):
+        raise ValueError("a whole number, 0 or more")
+    return int(value)
+
+
+# What is done to the client's address in each mode, in the words of the page.
+ADDRESS_MODES = {
+    "full": "kept as it is",
+    "masked": "cut to its network (/24 for IPv4, /48 for IPv6) before it is stored",
+    "hashed": "replaced, before it is stored, by a keyed hash; "
+    "the key is random, made anew each day, and destroyed",
+    "none": "not stored",
+}
+
+SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "TELEMETRY_DATA_DIR": ("data", path),
+    "TELEMETRY_TRUSTED_PROXIES": ("", networks),
+    "TELEMETRY_IP": ("full", address_mode),
+    "TELEMETRY_HONOR_OPT_OUT": ("true", switch),
+    "TELEMETRY_COMPRESS_AFTER_DAYS": ("7", whole_number),
+    "TELEMETRY_RETENTION_DAYS": ("0", whole_number),
+    "TELEMETRY_MIN_FREE_MB": ("64", whole_number),
+}
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Return the settings in `environ`.  Raises ConfigError on a value or name of no use."""
+    for name, value in environ.items():
+        if name.startswith("TELEMETRY_") and name not in SETTINGS:
+            raise ConfigError(f"{name}={value!r}: want one of {', '.join(SETTINGS)}")
+    parsed = {}
+    for name, (default, parse) in SETTINGS.items():
+        value = environ.get(name, default)
+        try:
+            parsed[name.removeprefix("TELEMETRY_").lower()] = parse(value)
+        except ValueError as exc:
+            raise ConfigError(f"{name}={value!r}: want {exc}") from exc
+    return Settings(**parsed)
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Collector:
+    """What the views need of the app they run in."""
+
+    settings: Settings
+    store: Store
+    clock: Callable[[], datetime]
+
+
+def create_app(settings: Settings | None = None, clock: Callable[[], datetime] = utc_now) -> Flask:
+    """Build the WSGI app.  Opens no file.  Raises ConfigError."""
+    settings = settings or read_settings(os.environ)
+    app = Flask(__name__, static_folder=None)
+    app.extensions["collector"] = Collector(settings, Store(settings.data_dir), clock)
+    # A client turns a redirected POST into a GET: `//cli` is 404, not 308 to `/cli`.
+    app.url_map.merge_slashes = False
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.register_blueprint(bp)
+    app.register_error_handler(Rejected, refuse)
+    app.register_error_handler(NotStored, try_again)
+    app.register_error_handler(HTTPException, explain)
+    app.after_request(add_headers)
+    return app
+
+
+bp = Blueprint("collect", __name__)
+
+
+@bp.get("/")
+def home() -> Response:
+    """The transparency page; with a payload, an event."""
+    return image() if "payload" in request.args else page()
+
+
+@bp.get("/telemetry")
+def image() -> Response:
+    """A `core` event as an image request."""
+    pixel = Response(PIXEL, mimetype="image/gif")
+    if request.method == "HEAD":
+        return pixel
+    encoded = request.args.get("payload", "")
+    return collect(pixel, lambda: core_event(parsing.parse_core(encoded)))
+
+
+@bp.post("/")
+@bp.post("/telemetry")
+def core() -> Response:
+    """A `core` event in the body."""
+    return collect(
+        Response(status=204), lambda: core_event(parsing.parse_core(read_body().decode("latin-1")))
+    )
+
+
+@bp.post("/cli")
+def cli() -> Response:
+    """A `cli` event in the body."""
+    return collect(Response(status=204), lambda: cli_event(parsing.parse_cli(read_body())))
+
+
+@bp.route("/", methods=["OPTIONS"])
+@bp.route("/telemetry", methods=["OPTIONS"])
+@bp.route("/cli", methods=["OPTIONS"])
+def preflight() -> Response:
+    response = Response(status=204)
+    response.headers["Access-Control-Allow-Methods"] = "GET, POST"
+    response.headers["Access-Control-Allow-Headers"] = "*"
+    response.headers["Access-Control-Max-Age"] = str(PREFLIGHT_MAX_AGE_SECONDS)
+    return response
+
+
+@bp.get("/healthz")
+def healthz() -> tuple[dict[str, Any], int]:
+    health = collector().store.health()
+    return health, 200 if health["ok"] else 503
+
+
+def collect(taken: Response, read_event: Callable[[], dict[str, Any]]) -> Response:
+    """Answer `taken` once the event is on disk, or its sender has opted out of it."""
+    if collector().settings.honor_opt_out and opted_out():
+        taken.headers["X-Telemetry-Outcome"] = "opted-out"
+    else:
+        collector().store.append(read_event())
+        taken.headers["X-Telemetry-Outcome"] = "stored"
+    return taken
+
+
+def opted_out() -> bool:
+    """Global Privacy Control (w3c.github.io/gpc) or its forerunner, Do Not Track."""
+    return request.headers.get("Sec-GPC") == "1" or request.headers.get("DNT") == "1"
+
+
+def core_event(payload: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **new_event("core"),
+        "hostname": client_hostname(),
+        **parsing.describe_agent(request.headers.get("User-Agent", "")),
+        "payload": payload,
+    }
+
+
+def client_hostname() -> str | None:
+    """Return the host of the page that sent the request: of `Origin`, else of `Referer`."""
+    origin = parsing.parse_hostname(request.headers.get("Origin", ""))
+    return origin or parsing.parse_hostname(request.headers.get("Referer", ""))
+
+
+def cli_event(payload: dict[str, Any]) -> dict[str, Any]:
+    return {**new_event("cli"), "payload": payload}
+
+
+def new_event(source: str) -> dict[str, Any]:
+    received_at = timestamp(collector().clock())
+    return {
+        "id": str(uuid.uuid4()),
+        "received_at": received_at,
+        "source": source,
+        "ip": stored_address(received_at[:10]),
+    }
+
+
+def stored_address(day: str) -> str | None:
+    """Return the client's address as far as TELEMETRY_IP lets it be stored."""
+    settings = collector().settings
+    address = parsing.client_address(
+        request.environ.get("REMOTE_ADDR", ""),
+        request.headers.get("X-Forwarded-For", ""),
+        settings.trusted_proxies,
+    )
+    if address is None or settings.ip == "none":
+        return None
+    if settings.ip == "masked":
+        return parsing.mask_address(address)
+    if settings.ip == "hashed":
+        return parsing.hash_address(address, collector().store.address_key(day))
+    return str(address)
+
+
+def read_body() -> bytes:
+    """Return the whole body.  Raises Rejected where it is too long, cut short or compressed.
+
+    Not Werkzeug's get_data(): it cuts a chunked body at its limit, and takes a
+    body that ends early for a whole one, in silence both times.
+    """
+    if request.headers.get("Content-Encoding", "").lower() not in ("", "identity"):
+        raise Rejected("Content-Encoding: want none, got one.", status=415)
+    too_large = Rejected(f"body: want at most {MAX_BODY_BYTES} bytes, got more.", status=413)
+    length = request.content_length  # None where the body is chunked
+    if length is not None and length > MAX_BODY_BYTES:
+        raise too_large
+    try:
+        body: bytes = request.environ["wsgi.input"].read(
+            MAX_BODY_BYTES + 1 if length is None else length
+        )
+    except (OSError, ParseException) as exc:
+        raise Rejected("body: want it whole, got a broken chunk or an early end.") from exc
+    if len(body) > MAX_BODY_BYTES:
+        raise too_large
+    if length is not None and len(body) < length:
+        raise Rejected(f"body: want {length} bytes, as Content-Length says, got {len(body)}.")
+    return body
+
+
+def page() -> Response:
+    return Response(
+        render_template(
+            "page.html",
+            settings=collector().settings,
+            address_modes=ADDRESS_MODES,
+            core=[(field.name, field.about) for field in parsing.CORE],
+            cli=[(field.name, field.about) for field in parsing.CLI],
+        )
+    )
+
+
+def refuse(exc: Rejected) -> Response:
+    note = {
+        "received_at": timestamp(collector().clock()),
+        "source": "cli" if request.path == "/cli" else "core",
+        "status": exc.status,
+        "field": exc.field,
+        "detail": exc.detail,
+    }
+    collector().store.note_refusal(note)
+    return problem(exc.status, exc.detail, "refused", field=exc.field)
+
+
+def try_again(exc: NotStored) -> Response:
+    current_app.logger.error("event not stored: %s", exc)
+    response = problem(503, "The event could not be stored; try again later.", "failed")
+    response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return response
+
+
+def explain(exc: HTTPException) -> Response:
+    """Turn Flask's own answers (404, 405, 500) into problem documents."""
+    status = exc.code or 500
+    response = problem(status, exc.description or "", "failed" if status >= 500 else "refused")
+    if allowed := getattr(exc, "valid_methods", None):
+        response.headers["Allow"] = ", ".join(sorted(allowed))
+    return response
+
+
+def problem(status: int, detail: str, outcome: str, *, field: str | None = None) -> Response:
+    """Return a problem document (RFC 9457)."""
+    body = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    if field is not None:
+        body["field"] = field
+    response = Response(encode(body), status, mimetype="application/problem+json")
+    response.headers["X-Telemetry-Outcome"] = outcome
+    return response
+
+
+def add_headers(response: Response) -> Response:
+    headers = response.headers
+    headers["Cache-Control"] = "no-store"  # a cached image swallows the next visit
+    headers["Access-Control-Allow-Origin"] = "*"
+    headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+    headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+def collector() -> Collector:
+    return cast(Collector, current_app.extensions["collector"])
+
+
+app = create_app()

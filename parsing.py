@@ -1,0 +1,301 @@
+"""What a client sent, as plain values: payloads, addresses, host names, user agents.
+
+Text and bytes come in; a normal form goes out, or `Rejected` is raised.
+"""
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+from urllib.parse import unquote, urlsplit
+
+import ua_parser
+
+MAX_TEXT_CHARS = 256
+MAX_PACKAGES = 256
+MAX_RESOURCES = 1_000_000
+MAX_AGENT_CHARS = 512  # matching takes longer the longer the text is
+MAX_HOSTNAME_CHARS = 253
+
+PROVIDERS = ("auth", "data", "router", "live", "notification", "auditLog", "i18n", "accessControl")
+
+TYPE_NAMES = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a number with a fraction or an exponent",
+    type(None): "null",
+}
+
+# Control characters, and halves of surrogate pairs: no text, and not safe in a terminal.
+UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+MISSING = object()  # what a field that was not sent holds; null is another thing
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Rejected(Exception):
+    """The sender's mistake: `detail` is for people, and never holds a value that was sent."""
+
+    def __init__(self, detail: str, *, field: str | None = None, status: int = 400) -> None:
+        super().__init__(detail)
+        self.detail, self.field, self.status = detail, field, status
+
+
+# Checkers: one for each kind of value.  Each takes the value and the field's
+# name, and returns the normal form or raises Rejected.
+
+
+def text(value: Any, field: str) -> str:
+    wanted = f"a string of 1 to {MAX_TEXT_CHARS} characters"
+    if type(value) is not str:
+        raise unwanted(field, wanted, value)
+    if not 1 <= len(value) <= MAX_TEXT_CHARS:
+        raise Rejected(f"{field}: want {wanted}, got {len(value)}.", field=field)
+    if UNSAFE.search(value):
+        seen = "a control character or half a surrogate pair"
+        raise Rejected(f"{field}: want printable characters, got {seen}.", field=field)
+    return value
+
+
+def optional_text(value: Any, field: str) -> str | None:
+    return None if value in (MISSING, None, "") else text(value, field)
+
+
+def resource_count(value: Any, field: str) -> int:
+    wanted = f"an integer from 0 to {MAX_RESOURCES}"
+    # Not isinstance(): True is an int in Python, and no number in JSON.
+    if type(value) is not int:
+        raise unwanted(field, wanted, value)
+    if not 0 <= value <= MAX_RESOURCES:
+        raise Rejected(f"{field}: want {wanted}, got one outside of it.", field=field)
+    return value
+
+
+def providers(value: Any, field: str) -> dict[str, bool]:
+    if type(value) is list:
+        if len(value) != len(PROVIDERS):
+            wanted = f"{len(PROVIDERS)} booleans"
+            raise Rejected(f"{field}: want {wanted}, got {len(value)} values.", field=field)
+        named = {f"{field}[{i}]": item for i, item in enumerate(value)}
+    elif type(value) is dict:
+        named = {f"{field}.{name}": value.get(name, False) for name in PROVIDERS}
+    else:
+        raise unwanted(field, "an object of booleans, or an array of them", value)
+    for path, item in named.items():
+        if type(item) is not bool:
+            raise unwanted(path, "a boolean", item)
+    return dict(zip(PROVIDERS, named.values(), strict=True))
+
+
+def packages(value: Any, field: str) -> list[dict[str, Any]]:
+    if type(value) is not list:
+        raise unwanted(field, "an array of objects", value)
+    if len(value) > MAX_PACKAGES:
+        wanted = f"at most {MAX_PACKAGES} packages"
+        raise Rejected(f"{field}: want {wanted}, got {len(value)}.", field=field)
+    return [check_fields(PACKAGE, item, f"{field}[{i}]") for i, item in enumerate(value)]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a payload; `about` tells people what it holds."""
+
+    name: str
+    check: Callable[[Any, str], Any]
+    about: str = ""
+
+
+CORE = (
+    Field("providers", providers, f"which of the app's providers are set: {', '.join(PROVIDERS)}"),
+    Field("version", text, "the version of the framework"),
+    Field("resourceCount", resource_count, "how many resources the app has"),
+    Field("projectId", optional_text, "the project's own identifier, where it has one"),
+)
+
+CLI = (
+    Field("nodeEnv", optional_text, "the environment Node runs in, such as “development”"),
+    Field("nodeVersion", text, "the version of Node"),
+    Field("os", optional_text, "the operating system"),
+    Field("osVersion", optional_text, "the version of the operating system"),
+    Field("command", optional_text, "the command that ran, such as “dev”"),
+    Field("packages", packages, "the framework's installed packages, with their versions"),
+    Field("projectFramework", text, "what the project is built with, such as “vite”"),
+    Field("projectId", optional_text, "the project's own identifier, where it has one"),
+)
+
+PACKAGE = (Field("name", text), Field("version", optional_text))
+
+
+def unwanted(field: str, wanted: str, value: Any) -> Rejected:
+    seen = "nothing" if value is MISSING else TYPE_NAMES[type(value)]
+    return Rejected(f"{field}: want {wanted}, got {seen}.", field=field)
+
+
+def check_fields(fields: Iterable[Field], value: Any, path: str = "") -> dict[str, Any]:
+    """Return the normal form of `value`: every field listed, in that order, and no other."""
+    if type(value) is not dict:
+        what = path or "payload"
+        raise Rejected(
+            f"{what}: want an object, got {TYPE_NAMES[type(value)]}.", field=path or None
+        )
+    prefix = f"{path}." if path else ""
+    return {f.name: f.check(value.get(f.name, MISSING), prefix + f.name) for f in fields}
+
+
+def parse_core(encoded: str) -> dict[str, Any]:
+    """Return the payload of a `core` event from its Base64 text."""
+    raw = decode_base64(encoded)
+    try:
+        decoded = raw.decode()
+    except UnicodeDecodeError:
+        # btoa() writes each code unit below 256 as one byte: that is Latin-1.
+        decoded = raw.decode("latin-1")
+    return check_fields(CORE, parse_json(decoded))
+
+
+def parse_cli(body: bytes) -> dict[str, Any]:
+    """Return the payload of a `cli` event from its JSON text."""
+    try:
+        decoded = body.decode()
+    except UnicodeDecodeError as exc:
+        raise Rejected(f"payload: want UTF-8, got another byte at {exc.start}.") from exc
+    return check_fields(CLI, parse_json(decoded))
+
+
+# Space: what a query's "+" turns into.  Line breaks: what MIME encoders add.
+BASE64_VARIANTS = str.maketrans({"-": "+", "_": "/", " ": "+", "\r": None, "\n": None})
+
+
+def decode_base64(encoded: str) -> bytes:
+    """Decode any of RFC 4648's two alphabets, padded or not, percent-escaped or not."""
+    standard = unquote(encoded).translate(BASE64_VARIANTS)
+    digits = standard.rstrip("=")
+    padding = "=" * (-len(digits) % 4)
+    try:
+        if standard not in (digits, digits + padding):
+            raise ValueError("wrong padding")
+        return base64.b64decode(digits + padding, validate=True)
+    except ValueError as exc:
+        raise Rejected("payload: want Base64, got text that is not Base64.") from exc
+
+
+def refuse_constant(name: str) -> NoReturn:
+    raise Rejected(f"payload: want JSON, got {name}, which JSON does not have.")
+
+
+json_decoder = json.JSONDecoder(parse_constant=refuse_constant)
+
+
+def parse_json(document: str) -> Any:
+    try:
+        return json_decoder.decode(document)
+    except json.JSONDecodeError as exc:
+        seen = f"text that is not JSON at character {exc.pos}"
+        raise Rejected(f"payload: want JSON, got {seen}.") from exc
+    except (ValueError, RecursionError) as exc:
+        raise Rejected("payload: want JSON, got a number too long or nesting too deep.") from exc
+
+
+HOST_AND_PORT = re.compile(r"(\[(?P<bracketed>.+)\]|(?P<plain>[^:]+))(:\d{1,5})?")
+
+
+def parse_address(written: str) -> Address | None:
+    """Return the IP address of `1.2.3.4`, `1.2.3.4:5`, `::1`, `[::1]` or `[::1]:5`.
+
+    An IPv4-mapped IPv6 address comes back as IPv4; a zone identifier is no address.
+    """
+    bare = written.strip()
+    if match := HOST_AND_PORT.fullmatch(bare):
+        bare = match["bracketed"] or match["plain"]
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    return None if address.scope_id else address.ipv4_mapped or address
+
+
+def client_address(peer: str, forwarded_for: str, trusted: Iterable[Network]) -> Address | None:
+    """Return the first address, seen from this server, that is not a trusted proxy's.
+
+    `forwarded_for` is `X-Forwarded-For`: nearest hop last.  An entry that is no
+    address ends the walk at the last good one.
+    """
+    address = parse_address(peer)
+    for hop in reversed(forwarded_for.split(",")):
+        if address is None or not any(address in network for network in trusted):
+            break
+        further = parse_address(hop)
+        if further is None:
+            break
+        address = further
+    return address
+
+
+def mask_address(address: Address) -> str:
+    """Return the network the address is in: /24 for IPv4, /48 for IPv6."""
+    prefix = 24 if address.version == 4 else 48
+    return str(ipaddress.ip_network((address, prefix), strict=False).network_address)
+
+
+def hash_address(address: Address, key: bytes) -> str:
+    """Return 64 hexadecimal digits that mean nothing once `key` is gone (RFC 2104)."""
+    return hmac.new(key, address.packed, hashlib.sha256).hexdigest()
+
+
+LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+
+
+def parse_hostname(url: str) -> str | None:
+    """Return the host that `url` names, in lower case and without its port.
+
+    None where there is none, or none that DNS could hold (RFC 1123) or that is an address.
+    """
+    try:
+        # WSGI hands headers over as Latin-1, whatever they were (PEP 3333).
+        host = urlsplit(url.encode("latin-1").decode()).hostname or ""
+        if not host.isascii():
+            host = host.encode("idna").decode()
+    except ValueError:
+        return None
+    if address := parse_address(host):
+        return str(address)
+    host = host.removesuffix(".")
+    labels = host.split(".")
+    # A host that ends in a number is an IPv4 address or nothing (WHATWG URL).
+    if len(host) > MAX_HOSTNAME_CHARS or labels[-1].isdecimal():
+        return None
+    return host if all(map(LABEL.fullmatch, labels)) else None
+
+
+AGENT_DOMAINS = ua_parser.Domain.USER_AGENT | ua_parser.Domain.OS
+
+
+def describe_agent(header: str) -> dict[str, str | None]:
+    """Return browser and operating system, each with its version; None where nothing matched."""
+    found = ua_parser.parser(UNSAFE.sub("", header[:MAX_AGENT_CHARS]), AGENT_DOMAINS)
+    browser, os = found.user_agent, found.os
+    return {
+        "browser": browser.family if browser else None,
+        "browser_version": join_version(browser),
+        "os": os.family if os else None,
+        "os_version": join_version(os),
+    }
+
+
+def join_version(found: ua_parser.UserAgent | ua_parser.OS | None) -> str | None:
+    if found is None:
+        return None
+    parts = (found.major, found.minor, found.patch, found.patch_minor)
+    return ".".join(part for part in parts if part) or None

@@ -1,0 +1,62 @@
+"""Fixtures: the app in this process, and a real gunicorn in one of its own."""
+
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app import create_app, read_settings
+from server import Server
+
+NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
+
+# A setting of the developer's own shell must not decide a test.
+for name in [name for name in os.environ if name.startswith("TELEMETRY_")]:
+    del os.environ[name]
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def make_app(data_dir: Path) -> Callable[..., Flask]:
+    """Build an app that writes to `data_dir`, at noon; settings without their TELEMETRY_."""
+
+    def build(**settings: str) -> Flask:
+        environ = {f"TELEMETRY_{name}": value for name, value in settings.items()}
+        return create_app(
+            read_settings({"TELEMETRY_DATA_DIR": str(data_dir)} | environ), clock=lambda: NOON
+        )
+
+    return build
+
+
+@pytest.fixture
+def client(make_app: Callable[..., Flask]) -> FlaskClient:
+    return make_app().test_client()
+
+
+@pytest.fixture
+def serve(data_dir: Path) -> Iterator[Callable[..., Server]]:
+    """Start a gunicorn that writes to `data_dir`; settings without their TELEMETRY_."""
+    servers: list[Server] = []
+
+    def start(*arguments: str, **settings: str) -> Server:
+        environ = {f"TELEMETRY_{name}": value for name, value in settings.items()}
+        servers.append(Server(data_dir, *arguments, environ=environ))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def server(serve: Callable[..., Server]) -> Server:
+    return serve()

@@ -1,0 +1,136 @@
+"""A real gunicorn to send real bytes to.  Knows the contract, and nothing of the service."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parent.parent
+PATIENCE_SECONDS = 60  # a bound on what hangs; nothing is measured against it
+
+CLI = {"nodeVersion": "v20.20.2", "packages": [], "projectFramework": "vite"}
+CORE = {"providers": {"auth": True, "data": True}, "version": "5.0.12", "resourceCount": 3}
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Server:
+    """A running server, on a port of its own.  Its log is in `log`, line by line."""
+
+    def __init__(
+        self, data_dir: Path, *arguments: str, environ: Mapping[str, str] | None = None
+    ) -> None:
+        self.data_dir = data_dir
+        self.log: list[str] = []
+        self.listening = threading.Event()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "TELEMETRY_DATA_DIR": str(data_dir), **(environ or {})},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # so that one signal reaches master and workers
+        )
+        self.reader = threading.Thread(target=self._follow_log, daemon=True)
+        self.reader.start()
+        self.listening.wait(PATIENCE_SECONDS)
+        if not hasattr(self, "port"):
+            raise RuntimeError("gunicorn did not start:\n" + "\n".join(self.log))
+
+    def _follow_log(self) -> None:
+        with contextlib.suppress(ValueError):  # closed by kill()
+            for line in self.process.stderr or ():
+                self.log.append(line.rstrip("\n"))
+                if found := re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", line):
+                    self.port = int(found[1])
+                    self.listening.set()
+        self.listening.set()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_SECONDS)
+
+    def raw(self, request: bytes) -> Answer:
+        """Send exactly these bytes, and no more, on a connection of their own."""
+        with self.connect() as sock:
+            with contextlib.suppress(ConnectionError):  # answered and closed before the end
+                sock.sendall(request)
+                sock.shutdown(socket.SHUT_WR)
+            return read_answer(sock)
+
+    def send(
+        self, method: str, target: str, headers: Iterable[tuple[str, str]] = (), body: bytes = b""
+    ) -> Answer:
+        """Send one request, with a Content-Length where `headers` have no framing."""
+        headers = [("Host", "telemetry.example"), *headers]
+        names = {name.lower() for name, _ in headers}
+        if not names & {"content-length", "transfer-encoding"} and method == "POST":
+            headers.append(("Content-Length", str(len(body))))
+        head = f"{method} {target} HTTP/1.1\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in headers)
+        return self.raw(head.encode("latin-1") + b"\r\n" + body)
+
+    def send_cli(self, headers: Iterable[tuple[str, str]] = (), **changes: Any) -> Answer:
+        return self.send("POST", "/cli", headers, json.dumps(CLI | changes).encode())
+
+    def send_core(self, headers: Iterable[tuple[str, str]] = (), **changes: Any) -> Answer:
+        return self.send("POST", "/", headers, b64encode(json.dumps(CORE | changes).encode()))
+
+    def lines(self, pattern: str = "events-*.jsonl") -> list[bytes]:
+        """The lines of the matching files, without their ends; each must have one."""
+        found: list[bytes] = []
+        for path in sorted(self.data_dir.glob(pattern)):
+            content = path.read_bytes()
+            assert content == b"" or content.endswith(b"\n"), f"{path.name} is torn"
+            found += content.splitlines()
+        return found
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines()]
+
+    def stop(self) -> int:
+        """Ask it to stop, and return its exit status."""
+        self.process.terminate()
+        status = self.process.wait(PATIENCE_SECONDS)
+        self.reader.join(PATIENCE_SECONDS)
+        return status
+
+    def kill(self) -> None:
+        """End master and workers at once, as a power cut would."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(PATIENCE_SECONDS)
+        self.reader.join(PATIENCE_SECONDS)
+        if self.process.stderr:
+            self.process.stderr.close()
+
+
+def read_answer(sock: socket.socket) -> Answer:
+    """Read one answer; an empty one (status 0) where the server only closed."""
+    with sock.makefile("rb") as stream:
+        try:
+            status_line = stream.readline()
+        except ConnectionResetError:
+            status_line = b""
+        if not status_line:
+            return Answer(0, {}, b"")
+        headers = {}
+        while (line := stream.readline().strip()) != b"":
+            name, _, value = line.decode("latin-1").partition(":")
+            headers[name.lower()] = value.strip()
+        status = int(status_line.split()[1])
+        length = headers.get("content-length")
+        body = b"" if status == 204 else stream.read(int(length) if length else -1)
+        return Answer(status, headers, body)

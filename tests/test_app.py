@@ -1,0 +1,434 @@
+"""Routes, answers and records, in this process."""
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from app import SETTINGS, ConfigError, read_settings
+from server import CLI, CORE
+
+GOOD_CORE = b64encode(json.dumps(CORE).encode()).decode()
+GOOD_CLI = json.dumps(CLI).encode()
+DATA_REQUESTS = [("GET", "/"), ("GET", "/telemetry"), ("POST", "/"), ("POST", "/telemetry")]
+DATA_REQUESTS += [("POST", "/cli")]
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Access-Control-Allow-Origin": "*",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def send(client: FlaskClient, method: str, path: str, **options: Any) -> TestResponse:
+    """Send the good event that belongs to the route."""
+    if method == "GET":
+        return client.get(path, query_string={"payload": GOOD_CORE}, **options)
+    return client.post(path, data=GOOD_CLI if path == "/cli" else GOOD_CORE, **options)
+
+
+def stored(data_dir: Path) -> list[dict[str, Any]]:
+    text = "".join(path.read_text("ascii") for path in sorted(data_dir.glob("events-*.jsonl")))
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def has_headers(response: TestResponse, outcome: str) -> bool:
+    expected = HEADERS | {"X-Telemetry-Outcome": outcome}
+    return {name: response.headers.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(("method", "path"), DATA_REQUESTS)
+def test_an_event_is_answered_and_on_disk(
+    client: FlaskClient, data_dir: Path, method: str, path: str
+) -> None:
+    response = send(client, method, path)
+
+    assert response.status_code == (200 if method == "GET" else 204)
+    assert has_headers(response, "stored")
+    (event,) = stored(data_dir)
+    assert event["source"] == ("cli" if path == "/cli" else "core")
+
+
+def test_the_pixel_is_a_transparent_gif(client: FlaskClient) -> None:
+    response = send(client, "GET", "/")
+
+    assert response.mimetype == "image/gif"
+    width_and_height, transparency = response.data[6:10], response.data[19:24]
+    assert response.data.startswith(b"GIF89a")
+    assert response.data.endswith(b";")
+    assert width_and_height == b"\x01\x00\x01\x00"
+    assert transparency[:4] == b"\x21\xf9\x04\x01"
+
+
+def test_a_core_record_is_these_bytes(client: FlaskClient, data_dir: Path) -> None:
+    client.post(
+        "/",
+        data=GOOD_CORE,
+        headers={
+            "Origin": "https://Admin.example.com:8443",
+            "User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
+        },
+    )
+
+    line = (data_dir / "events-2026-11-23.jsonl").read_bytes()
+    assert re.sub(rb'"id":"[0-9a-f-]{36}"', b'"id":"ID"', line) == (
+        b'{"id":"ID","received_at":"2026-11-23T12:00:00.123Z","source":"core","ip":"127.0.0.1",'
+        b'"hostname":"admin.example.com","browser":"Firefox","browser_version":"128.0",'
+        b'"os":"Linux","os_version":null,"payload":{"providers":{"auth":true,"data":true,'
+        b'"router":false,"live":false,"notification":false,"auditLog":false,"i18n":false,'
+        b'"accessControl":false},"version":"5.0.12","resourceCount":3,"projectId":null}}\n'
+    )
+
+
+def test_a_cli_record_is_these_bytes(client: FlaskClient, data_dir: Path) -> None:
+    client.post("/cli", data=GOOD_CLI, content_type="text/plain", headers={"Origin": "http://x.y"})
+
+    line = (data_dir / "events-2026-11-23.jsonl").read_bytes()
+    assert re.sub(rb'"id":"[0-9a-f-]{36}"', b'"id":"ID"', line) == (
+        b'{"id":"ID","received_at":"2026-11-23T12:00:00.123Z","source":"cli","ip":"127.0.0.1",'
+        b'"payload":{"nodeEnv":null,"nodeVersion":"v20.20.2","os":null,"osVersion":null,'
+        b'"command":null,"packages":[],"projectFramework":"vite","projectId":null}}\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("origin", "referer", "hostname"),
+    [
+        ("https://a.example", "https://b.example/x", "a.example"),
+        (None, "https://b.example/x", "b.example"),
+        ("null", "https://b.example/x", "b.example"),
+        ("null", None, None),
+        (None, None, None),
+    ],
+)
+def test_the_hostname_is_of_origin_else_of_referer(
+    client: FlaskClient, data_dir: Path, origin: Any, referer: Any, hostname: Any
+) -> None:
+    sent = {"Origin": origin, "Referer": referer}
+    headers = {name: value for name, value in sent.items() if value}
+    send(client, "POST", "/", headers=headers)
+
+    assert [event["hostname"] for event in stored(data_dir)] == [hostname]
+
+
+@pytest.mark.parametrize("header", ["Sec-GPC", "DNT"])
+@pytest.mark.parametrize(("method", "path"), DATA_REQUESTS)
+def test_an_opt_out_is_answered_as_taken_and_nothing_is_kept(
+    client: FlaskClient, data_dir: Path, method: str, path: str, header: str
+) -> None:
+    response = send(client, method, path, headers={header: "1"})
+
+    assert response.status_code == (200 if method == "GET" else 204)
+    assert has_headers(response, "opted-out")
+    assert not data_dir.exists()
+
+
+@pytest.mark.parametrize("headers", [{"Sec-GPC": "0"}, {"DNT": "0"}, {"DNT": "null"}])
+def test_only_a_1_opts_out(client: FlaskClient, data_dir: Path, headers: dict[str, str]) -> None:
+    assert has_headers(send(client, "POST", "/", headers=headers), "stored")
+    assert len(stored(data_dir)) == 1
+
+
+def test_an_operator_may_switch_the_opt_out_headers_off(
+    make_app: Callable[..., Flask], data_dir: Path
+) -> None:
+    client = make_app(HONOR_OPT_OUT="false").test_client()
+
+    assert has_headers(send(client, "POST", "/", headers={"DNT": "1"}), "stored")
+    assert len(stored(data_dir)) == 1
+
+
+@pytest.mark.parametrize(("method", "path"), DATA_REQUESTS)
+def test_a_refusal_is_a_problem_document_and_stores_no_event(
+    client: FlaskClient, data_dir: Path, method: str, path: str
+) -> None:
+    bad = {"nodeVersion": 1} if path == "/cli" else CORE | {"version": 1}
+    field = "nodeVersion" if path == "/cli" else "version"
+    body = json.dumps(bad).encode()
+    if path != "/cli":
+        body = b64encode(body)
+    query = {"payload": body.decode()} if method == "GET" else None
+
+    response = client.open(path, method=method, query_string=query, data=body if not query else "")
+
+    assert response.status_code == 400
+    assert has_headers(response, "refused")
+    assert response.mimetype == "application/problem+json"
+    detail = f"{field}: want a string of 1 to 256 characters, got an integer."
+    assert json.loads(response.data) == {
+        "title": "Bad Request",
+        "status": 400,
+        "detail": detail,
+        "field": field,
+    }
+    assert stored(data_dir) == []
+    assert json.loads((data_dir / "refused-2026-11-23.jsonl").read_bytes()) == {
+        "received_at": "2026-11-23T12:00:00.123Z",
+        "source": "cli" if path == "/cli" else "core",
+        "status": 400,
+        "field": field,
+        "detail": detail,
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        pytest.param(b" " * 65_536, {}, 400, id="64 KiB is read (and is no JSON)"),
+        pytest.param(b" " * 65_537, {}, 413, id="one byte more"),
+        pytest.param(GOOD_CLI, {"Content-Encoding": "gzip"}, 415, id="compressed"),
+        pytest.param(GOOD_CLI, {"Content-Encoding": "identity"}, 204, id="identity is none"),
+    ],
+)
+def test_a_body_has_its_limits(
+    client: FlaskClient, data_dir: Path, body: bytes, headers: dict[str, str], status: int
+) -> None:
+    response = client.post("/cli", data=body, headers=headers)
+
+    assert response.status_code == status
+    assert len(stored(data_dir)) == (status == 204)
+    noted = (data_dir / "refused-2026-11-23.jsonl").exists()
+    assert noted == (status != 204)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allowed"),
+    [
+        ("GET", "/nothing", 404, None),
+        ("POST", "/telemetry/", 404, None),
+        ("POST", "/x//cli", 404, None),
+        ("GET", "/cli", 405, "OPTIONS, POST"),
+        ("PUT", "/", 405, "GET, HEAD, OPTIONS, POST"),
+        ("POST", "/healthz", 405, "GET, HEAD"),
+    ],
+)
+def test_no_such_route_or_method_is_a_problem_document(
+    client: FlaskClient, data_dir: Path, method: str, path: str, status: int, allowed: str | None
+) -> None:
+    response = client.open(path, method=method, data=GOOD_CLI)
+
+    assert response.status_code == status
+    assert has_headers(response, "refused")
+    assert response.mimetype == "application/problem+json"
+    assert json.loads(response.data)["status"] == status
+    assert response.headers.get("Allow") == allowed
+    assert not data_dir.exists()
+
+
+@pytest.mark.parametrize("path", ["/", "/telemetry", "/cli"])
+def test_a_preflight_is_answered_for_a_day(client: FlaskClient, path: str) -> None:
+    response = client.options(path, headers={"Access-Control-Request-Headers": "content-type"})
+
+    assert response.status_code == 204
+    assert response.headers["Access-Control-Allow-Origin"] == "*"
+    assert response.headers["Access-Control-Allow-Headers"] == "*"
+    assert "POST" in response.headers["Access-Control-Allow-Methods"]
+    assert response.headers["Access-Control-Max-Age"] == "86400"
+
+
+@pytest.mark.parametrize("path", ["/", "/telemetry"])
+def test_head_stores_nothing(client: FlaskClient, data_dir: Path, path: str) -> None:
+    response = client.head(path, query_string={"payload": GOOD_CORE})
+
+    assert response.status_code == 200
+    assert response.data == b""
+    assert not data_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [*DATA_REQUESTS, ("GET", "/nothing"), ("GET", "/healthz")]
+)
+def test_no_answer_sets_a_cookie_or_redirects(client: FlaskClient, method: str, path: str) -> None:
+    response = send(client, method, path)
+
+    assert "Set-Cookie" not in response.headers
+    assert not 300 <= response.status_code < 400
+
+
+@pytest.mark.parametrize(
+    ("mode", "peer", "kept"),
+    [
+        ("full", "192.0.2.77", "192.0.2.77"),
+        ("masked", "192.0.2.77", "192.0.2.0"),
+        ("masked", "2001:db8:1:2::3", "2001:db8:1::"),
+        ("none", "192.0.2.77", None),
+    ],
+)
+def test_an_address_is_stored_as_far_as_the_mode_allows(
+    make_app: Callable[..., Flask], data_dir: Path, mode: str, peer: str, kept: str | None
+) -> None:
+    client = make_app(IP=mode).test_client()
+    send(client, "POST", "/cli", environ_overrides={"REMOTE_ADDR": peer})
+
+    assert [event["ip"] for event in stored(data_dir)] == [kept]
+
+
+def test_hashed_addresses_are_the_same_for_every_worker_of_a_day(
+    make_app: Callable[..., Flask], data_dir: Path
+) -> None:
+    for _ in range(2):  # two apps on one directory, as two workers are
+        client = make_app(IP="hashed").test_client()
+        for peer in ("192.0.2.1", "192.0.2.2"):
+            send(client, "POST", "/cli", environ_overrides={"REMOTE_ADDR": peer})
+
+    first, second, again_first, again_second = (event["ip"] for event in stored(data_dir))
+    assert (first, second) == (again_first, again_second)
+    assert first != second
+    assert re.fullmatch(r"[0-9a-f]{64}", first)
+    key = data_dir / "address-key-2026-11-23"
+    assert (key.stat().st_mode & 0o777, key.stat().st_size) == (0o600, 32)
+
+
+def test_the_forwarded_address_is_believed_from_trusted_proxies_only(
+    make_app: Callable[..., Flask], data_dir: Path
+) -> None:
+    client = make_app(TRUSTED_PROXIES="127.0.0.1, 10.0.0.0/8").test_client()
+    for peer in ("10.1.2.3", "192.0.2.1"):
+        send(
+            client,
+            "POST",
+            "/cli",
+            headers={"X-Forwarded-For": "198.51.100.7"},
+            environ_overrides={"REMOTE_ADDR": peer},
+        )
+
+    assert [event["ip"] for event in stored(data_dir)] == ["198.51.100.7", "192.0.2.1"]
+
+
+def test_what_cannot_be_stored_is_answered_503_and_says_when_to_try_again(
+    make_app: Callable[..., Flask], tmp_path: Path
+) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    client = make_app(DATA_DIR=str(in_the_way)).test_client()
+
+    response = send(client, "POST", "/cli")
+
+    assert response.status_code == 503
+    assert has_headers(response, "failed")
+    assert response.mimetype == "application/problem+json"
+    assert int(response.headers["Retry-After"]) > 0
+    assert client.get("/healthz").status_code == 503
+
+
+def test_health_is_json(client: FlaskClient) -> None:
+    response = client.get("/healthz")
+
+    assert response.status_code == 200
+    assert response.json is not None
+    assert response.json["ok"] is True
+    assert response.json["free_mb"] > 0
+
+
+# The transparency page.
+
+
+def page(make_app: Callable[..., Flask], **settings: str) -> str:
+    response = make_app(**settings).test_client().get("/")
+    assert (response.status_code, response.mimetype) == (200, "text/html")
+    return " ".join(response.text.split())
+
+
+def test_the_page_names_every_key_of_every_record_and_no_other(
+    make_app: Callable[..., Flask], data_dir: Path
+) -> None:
+    client = make_app().test_client()
+    send(client, "POST", "/")
+    send(client, "POST", "/cli")
+    named = [
+        set(re.findall(r'<th scope="row"><code>(\w+)</code>', table))
+        for table in page(make_app).split("<table>")[1:]
+    ]
+
+    kept = [set(event) - {"payload"} | set(event["payload"]) for event in stored(data_dir)]
+    assert named == kept
+
+
+@pytest.mark.parametrize(
+    ("settings", "said", "not_said"),
+    [
+        ({}, "kept as it is", "cut to its network"),
+        ({"IP": "masked"}, "cut to its network", "kept as it is"),
+        ({"IP": "hashed"}, "replaced, before it is stored, by a keyed hash", "kept as it is"),
+        ({"IP": "none"}, "address a request comes from is not stored", "kept as it is"),
+        ({}, "they have set no limit", "days old"),
+        ({"RETENTION_DAYS": "90"}, "deleted when they are 90 days old", "no limit"),
+        ({"RETENTION_DAYS": "1"}, "deleted when they are 1 day old", "no limit"),
+        ({}, "keeps nothing of a request that carries either", "does not act on"),
+        ({"HONOR_OPT_OUT": "false"}, "does not act on Global Privacy Control", "keeps nothing"),
+    ],
+)
+def test_the_page_says_what_the_settings_do(
+    make_app: Callable[..., Flask], settings: dict[str, str], said: str, not_said: str
+) -> None:
+    text = page(make_app, **settings)
+
+    assert said in text
+    assert not_said not in text
+
+
+def test_the_page_says_how_to_opt_out_and_runs_no_script(make_app: Callable[..., Flask]) -> None:
+    text = page(make_app)
+
+    assert "<code>disableTelemetry</code>" in text
+    assert "<code>REFINE_NO_TELEMETRY=true</code>" in text
+    assert "<code>Sec-GPC: 1</code>" in text
+    assert "<script" not in text
+    assert '<html lang="en">' in text
+
+
+# Settings.
+
+
+def test_without_any_variable_the_settings_are_the_contracts() -> None:
+    assert vars(read_settings({"PATH": "/bin", "PORT": "80"})) == {
+        "data_dir": Path("data"),
+        "trusted_proxies": (),
+        "ip": "full",
+        "honor_opt_out": True,
+        "compress_after_days": 7,
+        "retention_days": 0,
+        "min_free_mb": 64,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("TELEMETRY_DATA_DIR", "", "a directory"),
+        ("TELEMETRY_TRUSTED_PROXIES", "10.0.0.1/8", "addresses and networks"),
+        ("TELEMETRY_TRUSTED_PROXIES", "nginx", "addresses and networks"),
+        ("TELEMETRY_TRUSTED_PROXIES", "127.0.0.1,", "addresses and networks"),
+        ("TELEMETRY_IP", "FULL", "one of full, masked, hashed, none"),
+        ("TELEMETRY_HONOR_OPT_OUT", "yes", "true or false"),
+        ("TELEMETRY_HONOR_OPT_OUT", "", "true or false"),
+        ("TELEMETRY_COMPRESS_AFTER_DAYS", "-1", "a whole number, 0 or more"),
+        ("TELEMETRY_RETENTION_DAYS", "90d", "a whole number, 0 or more"),
+        ("TELEMETRY_RETENTION_DAYS", "1e3", "a whole number, 0 or more"),
+        ("TELEMETRY_MIN_FREE_MB", "٣", "a whole number, 0 or more"),
+        ("TELEMETRY_MIN_FREE_MB", "9" * 10, "a whole number, 0 or more"),
+        ("TELEMETRY_RETENTION", "90", "one of TELEMETRY_DATA_DIR, "),
+    ],
+)
+def test_a_setting_of_no_use_is_one_line_with_name_value_and_what_is_wanted(
+    name: str, value: str, wanted: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_settings({name: value})
+
+    message = str(refused.value)
+    assert message.startswith(f"{name}={value!r}: want {wanted}")
+    assert len(message.splitlines()) == 1
+
+
+def test_every_setting_has_a_field() -> None:
+    fields = {f"TELEMETRY_{field.upper()}" for field in vars(read_settings({}))}
+
+    assert fields == set(SETTINGS)

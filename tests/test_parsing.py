@@ -1,0 +1,389 @@
+"""Payloads, addresses, host names and user agents, one table for each rule."""
+
+import json
+from base64 import b64encode
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+
+import parsing
+from parsing import Rejected, parse_cli, parse_core
+from server import CLI, CORE
+
+ALL_FALSE = dict.fromkeys(parsing.PROVIDERS, False)
+SET = ["live", "i18n"]
+
+
+def core(**changes: Any) -> str:
+    return b64encode(json.dumps(CORE | changes).encode()).decode()
+
+
+def cli(**changes: Any) -> bytes:
+    return json.dumps(CLI | changes).encode()
+
+
+def without(payload: dict[str, Any], name: str) -> bytes:
+    return json.dumps({key: value for key, value in payload.items() if key != name}).encode()
+
+
+@pytest.mark.parametrize(
+    ("sent", "stored"),
+    [
+        pytest.param({}, ALL_FALSE, id="names left out are false"),
+        pytest.param(dict.fromkeys(SET, True), ALL_FALSE | dict.fromkeys(SET, True), id="some"),
+        pytest.param({"auth": True, "unheard": 5}, ALL_FALSE | {"auth": True}, id="others dropped"),
+        pytest.param([False] * 7 + [True], ALL_FALSE | {"accessControl": True}, id="array"),
+        pytest.param([True] + [False] * 7, ALL_FALSE | {"auth": True}, id="array, in order"),
+    ],
+)
+def test_providers_are_stored_as_all_eight_names_in_order(sent: Any, stored: dict) -> None:
+    providers = parse_core(core(providers=sent))["providers"]
+
+    assert list(providers.items()) == list(stored.items())
+
+
+def test_only_listed_fields_are_kept_in_the_order_of_the_record() -> None:
+    kept = parse_cli(cli(userName="x", packages=[{"version": None, "name": "a", "path": "/home"}]))
+
+    assert list(kept.items()) == [
+        ("nodeEnv", None),
+        ("nodeVersion", "v20.20.2"),
+        ("os", None),
+        ("osVersion", None),
+        ("command", None),
+        ("packages", [{"name": "a", "version": None}]),
+        ("projectFramework", "vite"),
+        ("projectId", None),
+    ]
+    assert list(parse_core(core(secret=1))) == [
+        "providers",
+        "version",
+        "resourceCount",
+        "projectId",
+    ]
+
+
+@pytest.mark.parametrize("value", [None, ""], ids=["null", "empty"])
+@pytest.mark.parametrize("field", ["nodeEnv", "os", "osVersion", "command", "projectId"])
+def test_an_optional_field_may_be_null_empty_or_missing(field: str, value: Any) -> None:
+    assert parse_cli(cli(**{field: value}))[field] is None
+    assert parse_cli(without(CLI, field))[field] is None
+
+
+@pytest.mark.parametrize(
+    "value", ["x", "x" * 256, "é" * 256, "😀" * 256, "\u202e", " "], ids=lambda v: f"{v[:1]!a}"
+)
+def test_a_string_has_1_to_256_characters(value: str) -> None:
+    assert parse_core(core(version=value))["version"] == value
+
+
+@pytest.mark.parametrize("count", [0, 1, 1_000_000])
+def test_resource_count_is_0_to_a_million(count: int) -> None:
+    assert parse_core(core(resourceCount=count))["resourceCount"] == count
+
+
+def test_256_packages_are_taken() -> None:
+    many = [{"name": f"p{n}", "version": "1.0.0"} for n in range(256)]
+
+    assert parse_cli(cli(packages=many))["packages"] == many
+
+
+NOT_TEXT = {"": "got 0", "x" * 257: "got 257", "a\nb": "control", "\x7f": "control"}
+NOT_TEXT |= {"\x9b": "control", "\ud800": "surrogate", "\0": "control"}
+REFUSED_TEXT = [
+    *NOT_TEXT.items(),
+    (5, "an integer"),
+    (True, "a boolean"),
+    (None, "null"),
+    ([], "an array"),
+    ({}, "an object"),
+    (1.5, "a number"),
+]
+
+
+@pytest.mark.parametrize(("value", "seen"), REFUSED_TEXT, ids=lambda part: f"{part!a:.12}")
+@pytest.mark.parametrize("field", ["nodeVersion", "projectFramework"])
+def test_required_text_is_refused(field: str, value: Any, seen: str) -> None:
+    with pytest.raises(Rejected, match=seen) as refused:
+        parse_cli(cli(**{field: value}))
+
+    assert (refused.value.field, refused.value.status) == (field, 400)
+
+
+@pytest.mark.parametrize(
+    ("value", "seen"),
+    [(value, seen) for value, seen in REFUSED_TEXT if value not in (None, "")],
+    ids=lambda part: f"{part!a:.12}",
+)
+@pytest.mark.parametrize("field", ["nodeEnv", "os", "osVersion", "command", "projectId"])
+def test_optional_text_is_refused_unless_null_or_empty(field: str, value: Any, seen: str) -> None:
+    with pytest.raises(Rejected, match=seen) as refused:
+        parse_cli(cli(**{field: value}))
+
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "detail"),
+    [
+        ({"resourceCount": True}, "resourceCount", "got a boolean"),
+        ({"resourceCount": -1}, "resourceCount", "got one outside"),
+        ({"resourceCount": 1_000_001}, "resourceCount", "got one outside"),
+        ({"resourceCount": 10**300}, "resourceCount", "got one outside"),
+        ({"resourceCount": 2.0}, "resourceCount", "got a number with a fraction"),
+        ({"resourceCount": "2"}, "resourceCount", "got a string"),
+        ({"resourceCount": None}, "resourceCount", "got null"),
+        ({"version": 5}, "version", "got an integer"),
+        ({"projectId": 5}, "projectId", "got an integer"),
+        ({"providers": None}, "providers", "got null"),
+        ({"providers": "auth"}, "providers", "got a string"),
+        ({"providers": {"auth": 1}}, "providers.auth", "want a boolean, got an integer"),
+        ({"providers": {"i18n": None}}, "providers.i18n", "want a boolean, got null"),
+        ({"providers": [True] * 7}, "providers", "want 8 booleans, got 7"),
+        ({"providers": [True] * 9}, "providers", "want 8 booleans, got 9"),
+        ({"providers": [True, 0] + [True] * 6}, "providers[1]", "got an integer"),
+    ],
+)
+def test_a_core_field_is_refused_by_name(changes: dict, field: str, detail: str) -> None:
+    with pytest.raises(Rejected, match=detail) as refused:
+        parse_core(core(**changes))
+
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("packages", "field", "detail"),
+    [
+        (None, "packages", "got null"),
+        ({}, "packages", "got an object"),
+        ([{"name": "a"}] * 257, "packages", "want at most 256 packages, got 257"),
+        (["a"], "packages[0]", "want an object, got a string"),
+        ([{"name": "a"}, {}], "packages[1].name", "got nothing"),
+        ([{"name": ""}], "packages[0].name", "got 0"),
+        ([{"name": "a", "version": 1}], "packages[0].version", "got an integer"),
+        ([{"name": "a", "version": "x" * 257}], "packages[0].version", "got 257"),
+        ([{"name": "a\n"}], "packages[0].name", "control"),
+    ],
+)
+def test_a_package_is_refused_by_its_place(packages: Any, field: str, detail: str) -> None:
+    with pytest.raises(Rejected, match=detail) as refused:
+        parse_cli(cli(packages=packages))
+
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize("field", ["nodeVersion", "packages", "projectFramework"])
+def test_a_required_cli_field_is_missed(field: str) -> None:
+    with pytest.raises(Rejected, match="got nothing") as refused:
+        parse_cli(without(CLI, field))
+
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize("field", ["providers", "version", "resourceCount"])
+def test_a_required_core_field_is_missed(field: str) -> None:
+    with pytest.raises(Rejected, match="got nothing") as refused:
+        parse_core(b64encode(without(CORE, field)).decode())
+
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("document", "detail"),
+    [
+        (b"", "not JSON at character 0"),
+        (b"{", "not JSON at character 1"),
+        (b'{"a":1}x', "not JSON at character 7"),
+        (b"[]", "want an object, got an array"),
+        (b"null", "want an object, got null"),
+        (b'"x"', "want an object, got a string"),
+        (b'{"x":NaN}', "got NaN"),
+        (b'{"x":-Infinity}', "got -Infinity"),
+        (b"\xff", "want UTF-8, got another byte at 0"),
+        (b"\xef\xbb\xbf{}", "not JSON"),
+        ('{"x":1}'.encode("utf-16"), "UTF-8"),
+        (b'{"x":' + b"[" * 30_000, "nesting too deep"),
+        (b'{"x":' + b"9" * 5_000 + b"}", "a number too long"),
+    ],
+    ids=lambda part: f"{part!a:.20}",
+)
+def test_what_is_not_a_json_object_is_refused(document: bytes, detail: str) -> None:
+    with pytest.raises(Rejected, match=detail) as refused:
+        parse_cli(document)
+
+    assert refused.value.field is None
+
+
+def test_the_last_of_two_equal_keys_wins() -> None:
+    assert parse_cli(cli()[:-1] + b',"nodeVersion":"v22"}')["nodeVersion"] == "v22"
+
+
+@pytest.mark.parametrize("encoded", ["%", "ab c!", "YQ===", "YQ=x", "YQ=", "Y", "é", "YWJj\0", "="])
+def test_what_only_a_lax_decoder_takes_is_refused(encoded: str) -> None:
+    with pytest.raises(Rejected, match="got text that is not Base64"):
+        parse_core(encoded)
+
+
+def test_a_detail_never_holds_what_was_sent() -> None:
+    with pytest.raises(Rejected) as refused:
+        parse_cli(cli(nodeVersion={"secret": "hunter2"}))
+
+    assert "hunter2" not in refused.value.detail
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        (" 192.0.2.1 ", "192.0.2.1"),
+        ("192.0.2.1:8080", "192.0.2.1"),
+        ("2001:DB8:0:0:0:0:0:1", "2001:db8::1"),
+        ("2001:db8:0:1:1:1:1:1", "2001:db8:0:1:1:1:1:1"),
+        ("[2001:db8::1]", "2001:db8::1"),
+        ("[2001:db8::1]:443", "2001:db8::1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("[::ffff:192.0.2.1]:80", "192.0.2.1"),
+        ("fe80::1%eth0", None),
+        ("[fe80::1%25<script>]", None),
+        ("192.0.2.1:http", None),
+        ("192.0.2.1:", None),
+        ("[::1", None),
+        ("[::1]x", None),
+        ("192.0.2.01", None),
+        ("192.0.2", None),
+        ("3221225985", None),
+        ("unknown", None),
+        ("", None),
+    ],
+)
+def test_an_address_is_read_in_each_way_it_is_written(written: str, address: str | None) -> None:
+    assert parsing.parse_address(written) == (address and ip_address(address))
+
+
+TRUSTED = [ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48")]
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded_for", "address"),
+    [
+        pytest.param("192.0.2.9", "198.51.100.1", "192.0.2.9", id="peer not trusted"),
+        pytest.param("10.0.0.1", "", "10.0.0.1", id="no header"),
+        pytest.param("10.0.0.1", "198.51.100.1", "198.51.100.1", id="one hop"),
+        pytest.param("10.0.0.1", "6.6.6.6, 198.51.100.1", "198.51.100.1", id="forged in front"),
+        pytest.param("10.0.0.1", "198.51.100.1,10.0.0.2 , 10.0.0.3", "198.51.100.1", id="walk"),
+        pytest.param("10.0.0.1", "10.0.0.3,10.0.0.2", "10.0.0.3", id="all trusted: the farthest"),
+        pytest.param("10.0.0.1", "198.51.100.1, junk", "10.0.0.1", id="junk ends the walk"),
+        pytest.param("10.0.0.1", "198.51.100.1, junk, 10.0.0.2", "10.0.0.2", id="at the last good"),
+        pytest.param("10.0.0.1", "198.51.100.1,", "10.0.0.1", id="an empty entry is junk"),
+        pytest.param("10.0.0.1", "[2001:db8::7]:99", "2001:db8::7", id="brackets and port"),
+        pytest.param("10.0.0.1", "fe80::1%eth0", "10.0.0.1", id="zone"),
+        pytest.param("::ffff:10.0.0.1", "198.51.100.1", "198.51.100.1", id="mapped peer"),
+        pytest.param("10.0.0.1", "198.51.100.1, ::ffff:10.0.0.2", "198.51.100.1", id="mapped hop"),
+        pytest.param("2001:db8:ffff::1", "198.51.100.1", "198.51.100.1", id="IPv6 proxy"),
+        pytest.param("", "198.51.100.1", None, id="no peer: a Unix socket"),
+    ],
+)
+def test_the_clients_address_is_the_first_that_is_not_a_trusted_proxys(
+    peer: str, forwarded_for: str, address: str | None
+) -> None:
+    found = parsing.client_address(peer, forwarded_for, TRUSTED)
+
+    assert found == (address and ip_address(address))
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [("192.0.2.77", "192.0.2.0"), ("2001:db8:1:2:3::4", "2001:db8:1::")],
+)
+def test_a_masked_address_is_that_of_its_network(address: str, network: str) -> None:
+    assert parsing.mask_address(ip_address(address)) == network
+
+
+def test_a_hashed_address_depends_on_address_and_key_alone() -> None:
+    """RFC 4231's HMAC-SHA-256, over the address's bytes in network order."""
+    a, b = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+
+    assert parsing.hash_address(a, b"k" * 32) == parsing.hash_address(a, b"k" * 32)
+    assert len({parsing.hash_address(i, key * 32) for i in (a, b) for key in (b"k", b"l")}) == 4
+    assert len(parsing.hash_address(a, b"k" * 32)) == 64
+
+
+@pytest.mark.parametrize(
+    ("url", "hostname"),
+    [
+        ("https://admin.example.com", "admin.example.com"),
+        ("https://Admin.Example.COM:8443/path?query#part", "admin.example.com"),
+        ("http://user:password@example.com/", "example.com"),
+        ("http://localhost:5173/", "localhost"),
+        ("http://my_host.example./", "my_host.example"),
+        ("http://127.0.0.1:3000", "127.0.0.1"),
+        ("http://[2001:DB8::1]:3000/", "2001:db8::1"),
+        ("https://xn--mnchen-3ya.de/", "xn--mnchen-3ya.de"),
+        ("https://münchen.de/", "xn--mnchen-3ya.de"),
+        ("https://" + "a" * 63 + ".example", "a" * 63 + ".example"),
+        ("https://" + "a" * 64 + ".example", None),
+        ("https://" + "a.b." * 64, None),
+        ("http://-a.example", None),
+        ("http://a..example", None),
+        ("http://999.1.1.1/", None),
+        ("http://[::1", None),
+        ("http://[fe80::1%25eth0]/", None),
+        ("http://ex%61mple.com/", None),
+        ("http://h\u202e.com/", None),
+        ("http://\x9b.com/", None),
+        ("file:///home/me/index.html", None),
+        ("null", None),
+        ("", None),
+    ],
+    ids=lambda part: f"{part!a:.30}",
+)
+def test_a_hostname_is_a_valid_one_or_none(url: str, hostname: str | None) -> None:
+    on_the_wire = url.encode().decode("latin-1")
+
+    assert parsing.parse_hostname(on_the_wire) == hostname
+
+
+CHROME = "AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36"
+
+
+@pytest.mark.parametrize(
+    ("header", "browser", "browser_version", "os", "os_version"),
+    [
+        (
+            f"Mozilla/5.0 (Windows NT 10.0; Win64; x64) {CHROME}",
+            *("Chrome", "131.0.0.0", "Windows", "10"),
+        ),
+        (
+            f"Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) {CHROME}",
+            *("Chrome", "131.0.0.0", "Mac OS X", "10.15.7"),
+        ),
+        (
+            "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
+            *("Firefox", "128.0", "Linux", None),
+        ),
+        (
+            "Mozilla/5.0 (iPhone; CPU iPhone OS 17_5 like Mac OS X) AppleWebKit/605.1.15 "
+            "(KHTML, like Gecko) Version/17.5 Mobile/15E148 Safari/604.1",
+            *("Mobile Safari", "17.5", "iOS", "17.5"),
+        ),
+        ("no such agent", None, None, None, None),
+        ("", None, None, None, None),
+    ],
+)
+def test_an_agent_is_described_as_far_as_it_matches(
+    header: str, browser: Any, browser_version: Any, os: Any, os_version: Any
+) -> None:
+    assert parsing.describe_agent(header) == {
+        "browser": browser,
+        "browser_version": browser_version,
+        "os": os,
+        "os_version": os_version,
+    }
+
+
+def test_only_the_first_512_characters_of_an_agent_are_matched() -> None:
+    firefox = "Firefox/128.0"
+
+    assert parsing.describe_agent("x" * (512 - len(firefox)) + firefox)["browser"] == "Firefox"
+    assert parsing.describe_agent("x" * 512 + firefox)["browser"] is None

@@ -1,0 +1,69 @@
+"""Start and stop of a real gunicorn."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from server import PATIENCE_SECONDS, ROOT, Server
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("TELEMETRY_RETENTION_DAYS", "90d", "a whole number, 0 or more"),
+        ("TELEMETRY_IP", "hash", "one of full, masked, hashed, none"),
+    ],
+)
+def test_a_setting_of_no_use_stops_the_start_with_one_line(
+    name: str, value: str, wanted: str
+) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0"],
+        cwd=ROOT,
+        env={**os.environ, name: value},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+
+    assert ran.returncode == 1
+    assert ran.stderr == f"{name}={value!r}: want {wanted}\n"
+
+
+def test_a_start_makes_nothing_on_the_disk(server: Server) -> None:
+    assert server.send("GET", "/").status == 200
+    assert not server.data_dir.exists()
+
+
+def test_a_stop_exits_with_0_and_what_was_acknowledged_is_on_disk(server: Server) -> None:
+    assert server.send_cli().status == 204
+
+    assert server.stop() == 0
+    assert len(server.lines()) == 1
+
+
+def test_a_server_takes_up_where_another_was_killed(
+    serve: Callable[..., Server], data_dir: Path
+) -> None:
+    first = serve()
+    assert first.send_core().status == 204
+    first.kill()
+
+    assert serve().send_core().status == 204
+    assert len(first.lines()) == 2
+
+
+def test_no_log_holds_an_address_or_a_payload(serve: Callable[..., Server]) -> None:
+    server = serve(TRUSTED_PROXIES="127.0.0.1", IP="none")
+    forwarded = [("X-Forwarded-For", "198.51.100.7")]
+    assert server.send_cli(forwarded, projectId="findme").status == 204
+    assert server.send_cli(forwarded, nodeVersion=["findme"]).status == 400
+
+    assert server.stop() == 0
+    everything = "\n".join(server.log) + b"".join(server.lines("refused-*")).decode()
+    assert "findme" not in everything
+    assert "198.51.100.7" not in everything
