@@ -9,7 +9,7 @@ import os
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from werkzeug.exceptions import HTTPException
 
 import parsing
 from parsing import Rejected
-from storage import NotStored, Store, encode, timestamp
+from storage import NotStored, Store, encode, timestamp, utc_now
 
 MAX_BODY_BYTES = 64 * 1024
 RETRY_AFTER_SECONDS = 30
@@ -115,10 +115,6 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     return Settings(**parsed)
 
 
-def utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 @dataclass(frozen=True)
 class Collector:
     """What the views need of the app they run in."""
@@ -132,7 +128,14 @@ def create_app(settings: Settings | None = None, clock: Callable[[], datetime] =
     """Build the WSGI app.  Opens no file.  Raises ConfigError."""
     settings = settings or read_settings(os.environ)
     app = Flask(__name__, static_folder=None)
-    app.extensions["collector"] = Collector(settings, Store(settings.data_dir), clock)
+    store = Store(
+        settings.data_dir,
+        min_free_mb=settings.min_free_mb,
+        compress_after_days=settings.compress_after_days,
+        retention_days=settings.retention_days,
+        clock=clock,
+    )
+    app.extensions["collector"] = Collector(settings, store, clock)
     # A client turns a redirected POST into a GET: `//cli` is 404, not 308 to `/cli`.
     app.url_map.merge_slashes = False
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
@@ -305,8 +308,7 @@ def refuse(exc: Rejected) -> Response:
     return problem(exc.status, exc.detail, "refused", field=exc.field)
 
 
-def try_again(exc: NotStored) -> Response:
-    current_app.logger.error("event not stored: %s", exc)
+def try_again(_: NotStored) -> Response:
     response = problem(503, "The event could not be stored; try again later.", "failed")
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response

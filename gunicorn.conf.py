@@ -4,6 +4,10 @@ The address is gunicorn's own default: 127.0.0.1:8000, or every interface at
 $PORT where that is set.  $WEB_CONCURRENCY is the number of workers, 1 by default.
 """
 
+import logging
+
+from gunicorn.workers.gthread import ThreadWorker
+
 import parsing
 
 wsgi_app = "app:app"
@@ -26,6 +30,13 @@ forwarder_headers = ""
 # repeated because a promise stands on it.)
 accesslog = None
 
+# What storage.py has to say goes to standard error, and looks like the rest.
+logging.basicConfig(
+    level=logging.INFO,
+    format="%(asctime)s [%(process)d] [%(levelname)s] %(message)s",
+    datefmt="[%Y-%m-%d %H:%M:%S %z]",
+)
+
 # No second way in.
 control_socket_disable = True
 
@@ -36,3 +47,12 @@ worker_tmp_dir = "/dev/shm"  # noqa: S108 - a directory of every Linux, not a fi
 def on_starting(server: object) -> None:
     # Build ua-parser's matcher (0.2 s) now rather than in the first request.
     parsing.describe_agent("")
+
+
+def post_worker_init(worker: ThreadWorker) -> None:
+    # Here, not in create_app: a fork leaves threads behind.
+    worker.wsgi.extensions["collector"].store.start_housekeeping()
+
+
+def worker_exit(server: object, worker: ThreadWorker) -> None:
+    worker.wsgi.extensions["collector"].store.close()

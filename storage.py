@@ -1,29 +1,64 @@
 """Append-only daily files, one JSON object a line.
 
-    DATA_DIR/events-2026-11-23.jsonl     the UTC day of each event's received_at
-    DATA_DIR/refused-2026-11-23.jsonl    what was refused that day, and why
+    DATA_DIR/events-2026-11-23.jsonl      the UTC day of each event's received_at
+    DATA_DIR/events-2026-11-15.jsonl.gz   an older day, compressed
+    DATA_DIR/refused-2026-11-23.jsonl     what was refused that day, and why
 
-A line counts once its newline is on disk.  The files are plain ASCII: the
-encoder writes everything else as \\uXXXX, so no line can be broken in the
-middle and any line is safe to show in a terminal.
+A line counts once its newline is on disk.  Bytes after the last newline are a
+torn tail: never acknowledged, so the next writer cuts them off.  The files are
+printable ASCII, so no line can be broken in the middle.
+
+Requests hand their lines to one writer thread and wait.  The lines that queue
+up while it syncs one batch are the next: many events share one fsync.  (Letting
+one of the waiting requests lead the others is as fast, but when the disk stalls
+the leader hangs with it, and nobody can answer its client.)  Writes of several
+workers take turns by a lock on the directory; while the disk syncs nobody holds
+it, so the others write meanwhile.
 """
 
 import contextlib
 import errno
 import fcntl
+import gzip
 import json
 import logging
 import os
+import re
 import secrets
-from collections.abc import Iterator, Mapping
-from datetime import datetime
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
+KEY_MODE = 0o600
 KEY_BYTES = 32
-MAX_REFUSED_BYTES = 8 * 1024 * 1024
+KEY_KEPT_DAYS = 2  # after its own day, for what arrives late
+
+MAX_REFUSED_BYTES = 8 * 2**20  # of each day's file
+MAX_WAITING_LINES = 1024
+MAX_WAITING_BYTES = 4 * 2**20
+MAX_WAIT_SECONDS = 2.0  # a client is answered within three, whatever the disk does
+STALLED_AFTER_SECONDS = 1.0  # a batch that takes longer: the disk is stalled
+DISTRUST_SECONDS = 30  # how long after an error health() stays bad while nothing is stored
+
+# After a power cut the unsynced end of a file may hold NUL bytes anywhere; more
+# than this much cannot have been unsynced.
+UNSYNCED_BYTES = 16 * 2**20
+
+CHUNK_BYTES = 2**16
+NEW_DAY_POLL_SECONDS = 20
+GZIP_WBITS = 31  # zlib's way to say: with gzip's header and trailer
+# Names that nobody searches for events, used by the one worker that keeps house.
+CLAIM_NAME = "events-housekeeping.claim"
+DRAFT_NAME = "events-housekeeping.draft"
 
 log = logging.getLogger(__name__)
 encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -33,117 +68,645 @@ class NotStored(Exception):
     """The event is not on disk; its sender may try again."""
 
 
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
 def timestamp(now: datetime) -> str:
     """Return the aware UTC time as `2026-11-23T04:05:06.123Z`."""
     return f"{now.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
 
 
-class Store:
-    """The files of one data directory, which is made when first needed."""
+def held_lock() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
 
-    def __init__(self, directory: Path) -> None:
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One thing for the writer thread to do; it releases `done` when it has."""
+
+    name: str
+    line: bytes = b""
+    call: Callable[[], object] | None = None
+    error: Exception | None = None
+    done: threading.Lock = field(default_factory=held_lock)
+
+
+class Store:
+    """The files of one data directory.  Any number of threads and processes may share it."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        min_free_mb: int = 0,
+        compress_after_days: int = 0,
+        retention_days: int = 0,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
         self.directory = directory
+        self.min_free_bytes = min_free_mb * 2**20
+        self.compress_after_days = compress_after_days
+        self.retention_days = retention_days
+        self.clock = clock
         self.address_keys: dict[str, bytes] = {}
+        self.changed = threading.Condition()
+        self.waiting: list[Job] = []
+        self.waiting_bytes = 0
+        self.batch_began: float | None = None
+        self.writer: threading.Thread | None = None
+        self.closing = threading.Event()
+        self.failing = False
+        self.last_error: str | None = None
+        self.last_error_at: datetime | None = None
 
     def append(self, event: Mapping[str, Any]) -> None:
-        """Store one event; it is on disk when this returns.  Raises NotStored."""
+        """Store one event; it is on disk when this returns.
+
+        Raises NotStored, after MAX_WAIT_SECONDS at the latest; the line is then
+        in no file, unless the disk stalled and finished writing it afterwards.
+        """
         line = f"{encode(event)}\n".encode("ascii")
-        name = f"events-{event['received_at'][:10]}.jsonl"
-        try:
-            with self.locked(), open_to_append(self.directory / name) as fd:
-                start = os.fstat(fd).st_size
-                write_whole(fd, line, start)
-                if start == 0:
-                    sync_directory(self.directory)
-        except OSError as exc:
-            raise NotStored(f"{name}: {len(line)} bytes not written: {exc}") from exc
+        self.wait_for(Job(f"events-{event['received_at'][:10]}.jsonl", line))
 
     def note_refusal(self, refusal: Mapping[str, Any]) -> None:
-        """Append one line to the day's refusals, while they are below MAX_REFUSED_BYTES.
+        """Have one line added to the day's refusals, up to MAX_REFUSED_BYTES.
 
-        They are statistics: not synced, and a failure is only logged.
+        They are statistics: nobody waits for them, and they may be lost.
         """
         line = f"{encode(refusal)}\n".encode("ascii")
-        name = f"refused-{refusal['received_at'][:10]}.jsonl"
-        try:
-            with self.locked(), open_to_append(self.directory / name) as fd:
-                if os.fstat(fd).st_size + len(line) <= MAX_REFUSED_BYTES:
-                    os.write(fd, line)
-        except OSError as exc:
-            log.warning("%s: refusal not noted: %s", name, exc)
+        with contextlib.suppress(NotStored):
+            self.enqueue(Job(f"refused-{refusal['received_at'][:10]}.jsonl", line))
 
     def address_key(self, day: str) -> bytes:
         """Return the day's random key, the same for every worker.  Raises NotStored."""
-        if day not in self.address_keys:
+        if (key := self.address_keys.get(day)) is None:
             path = self.directory / f"address-key-{day}"
-            try:
-                with self.locked():
-                    if not path.exists():
-                        write_key(path)
-                    self.address_keys[day] = path.read_bytes()
-            except OSError as exc:
-                raise NotStored(f"{path.name}: no key: {exc}") from exc
-        return self.address_keys[day]
+            found: list[bytes] = []
+            self.wait_for(Job(path.name, call=lambda: found.append(read_or_make_key(path))))
+            key = self.address_keys[day] = found[0]
+        return key
+
+    def wait_for(self, job: Job) -> None:
+        self.enqueue(job)
+        if not job.done.acquire(timeout=MAX_WAIT_SECONDS):
+            self.withdraw(job)
+            job.error = TimeoutError(f"no answer from the disk for {MAX_WAIT_SECONDS} seconds")
+            self.note_failure(f"{job.name}: {job.error}")
+        if job.error:
+            raise NotStored(f"{job.name}: {job.error}") from job.error
+
+    def enqueue(self, job: Job) -> None:
+        with self.changed:
+            too_many = len(self.waiting) >= MAX_WAITING_LINES
+            too_much = self.waiting_bytes + len(job.line) > MAX_WAITING_BYTES
+            if too_many or too_much or self.is_stalled():
+                raise NotStored(f"{job.name}: the disk does not keep up")
+            if self.writer is None:  # not before: a fork leaves threads behind
+                self.writer = threading.Thread(target=self.write_batches, daemon=True)
+                self.writer.start()
+            self.waiting.append(job)
+            self.waiting_bytes += len(job.line)
+            self.changed.notify()
+
+    def withdraw(self, job: Job) -> None:
+        with self.changed:
+            if job in self.waiting:
+                self.waiting.remove(job)
+                self.waiting_bytes -= len(job.line)
+
+    def is_stalled(self) -> bool:
+        began = self.batch_began
+        return began is not None and time.monotonic() - began > STALLED_AFTER_SECONDS
+
+    def write_batches(self) -> None:
+        events = Appender(self.directory, self.min_free_bytes)
+        refusals = Appender(self.directory, self.min_free_bytes)
+        while batch := self.next_batch():
+            by_name: dict[str, list[Job]] = {}
+            for job in batch:
+                by_name.setdefault(job.name, []).append(job)
+            for name, jobs in sorted(by_name.items()):  # refusals last: nobody waits for them
+                lines = [job.line for job in jobs]
+                if name.startswith("events-"):
+                    self.finish(jobs, partial(events.append, name, b"".join(lines)))
+                elif name.startswith("refused-"):
+                    self.finish(jobs, partial(refusals.append_unsynced, name, lines))
+                else:
+                    for job in jobs:
+                        self.finish([job], job.call or (lambda: None))
+            self.batch_began = None
+        events.drop()
+        refusals.drop()
+
+    def next_batch(self) -> list[Job]:
+        """Wait for jobs and take all of them; none when the store is closing."""
+        with self.changed:
+            while not self.waiting and not self.closing.is_set():
+                self.changed.wait()
+            batch, self.waiting, self.waiting_bytes = self.waiting, [], 0
+            if batch:
+                self.batch_began = time.monotonic()
+            return batch
+
+    def finish(self, jobs: list[Job], call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as exc:  # whatever it is: a writer that ends would stop the server
+            self.note_failure(f"{jobs[0].name}: {exc}")
+            for job in jobs:
+                job.error = exc
+        else:
+            self.note_success()
+        for job in jobs:
+            job.done.release()
+
+    def note_failure(self, error: str) -> None:
+        if not self.failing:  # once, not for each request
+            log.error("events are not being stored: %s", error)
+        self.failing, self.last_error, self.last_error_at = True, error, self.clock()
+
+    def note_success(self) -> None:
+        if self.failing:
+            log.warning("events are being stored again; the last error was: %s", self.last_error)
+        self.failing = False
 
     def health(self) -> dict[str, Any]:
-        """Say whether events can be stored now: `ok`, and `free_mb` where it can be told."""
-        try:
-            self.make_directory()
-            free = os.statvfs(self.directory)
+        """Say whether an event would be stored now (`ok`), and what is known about it."""
+        free, writable = 0, False
+        with contextlib.suppress(OSError):
+            make_directory(self.directory)
+            free = free_bytes(self.directory)
             writable = os.access(self.directory, os.W_OK | os.X_OK)
-        except OSError as exc:
-            return {"ok": False, "error": str(exc)}
-        return {"ok": writable, "free_mb": free.f_bavail * free.f_frsize // 2**20}
+        # An error counts for a while only: as long as no event comes, nothing
+        # else would show that its cause is gone.
+        recent = self.clock() - timedelta(seconds=DISTRUST_SECONDS)
+        failed = self.failing and self.last_error_at is not None and self.last_error_at > recent
+        has_room = free >= self.min_free_bytes
+        return {
+            "ok": writable and has_room and not failed and not self.is_stalled(),
+            "writable": writable,
+            "free_mb": free // 2**20,
+            "last_error": self.last_error,
+            "last_error_at": self.last_error_at and timestamp(self.last_error_at),
+        }
 
-    def make_directory(self) -> None:
-        self.directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    def start_housekeeping(self) -> None:
+        """Keep house now and on each new day, in the background; call it after the fork."""
+        threading.Thread(target=self.keep_house_daily, daemon=True).start()
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the directory against every other thread and process."""
-        self.make_directory()
-        # Opened each time: a descriptor that a fork shares would lock nobody out.
-        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+    def keep_house_daily(self) -> None:
+        last = None
+        while not self.closing.is_set():
+            today = self.clock().date()
+            if today != last:
+                last = today
+                try:
+                    self.keep_house(today)
+                except OSError as exc:
+                    log.error("no housekeeping until tomorrow: %s", exc)
+            self.closing.wait(NEW_DAY_POLL_SECONDS)
+
+    def keep_house(self, today: date) -> None:
+        """Cut torn tails, forget keys, delete what is too old, compress what is old enough.
+
+        A kill at any moment loses nothing and doubles nothing: the next run
+        goes on.  Does nothing while another process is at it.
+        """
+        for day in list(self.address_keys):
+            if is_expired(day, today):
+                del self.address_keys[day]
+        if not self.directory.is_dir():
+            return
+        with claimed(self.directory) as is_ours:
+            if not is_ours:
+                return
+            delete_litter(self.directory, today)
+            files = day_files(self.directory)
+            reference = reference_day([file.day for file in files], today)
+            for file in files:
+                if self.closing.is_set():
+                    return
+                try:
+                    self.keep_file(file.path, (reference - file.day).days)
+                except (OSError, EOFError, zlib.error) as exc:
+                    log.error("%s: left as it is until tomorrow: %s", file.path.name, exc)
+
+    def keep_file(self, path: Path, age_days: int) -> None:
+        if self.retention_days and age_days >= self.retention_days:
+            with locked(self.directory):
+                os.unlink(path)
+            log.info("%s: deleted, %d days old", path.name, age_days)
+        elif path.suffix != ".gz":
+            cut_unused_file(path)
+            if self.compress_after_days and age_days >= self.compress_after_days:
+                compress(path, self.min_free_bytes, self.closing.is_set)
+
+    def close(self) -> None:
+        """Write what is waiting and end the threads; leave them where the disk is stalled."""
+        with self.changed:
+            self.closing.set()
+            self.changed.notify()
+        if self.writer:
+            self.writer.join(MAX_WAIT_SECONDS)
+
+
+@dataclass(frozen=True)
+class Owed:
+    """Lines that were refused, and must not stay in the file."""
+
+    name: str
+    start: int
+    lines: bytes
+
+
+class Appender:
+    """Appends to one file at a time, for one thread.  Its methods raise OSError."""
+
+    def __init__(self, directory: Path, min_free_bytes: int = 0) -> None:
+        self.directory = directory
+        self.min_free_bytes = min_free_bytes
+        self.name = ""
+        self.fd = -1
+        self.owed: Owed | None = None
+
+    def append(self, name: str, lines: bytes) -> None:
+        """Append whole lines; they are on disk, under `name`, when this returns.
+
+        Where OSError is raised none of them is in the file, but for one case:
+        the sync failed, and another worker had already appended behind them.
+        """
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
+            self.take_back()  # what could not be taken back when it failed
+            for _ in range(3):
+                if self.append_once(name, lines):
+                    return
+            raise OSError(errno.ENOENT, "deleted again and again while it was written")
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.take_back()
+            self.drop()
+            raise
+
+    def append_once(self, name: str, lines: bytes) -> bool:
+        """Append and sync; return whether the file still has a name afterwards."""
+        with locked(self.directory):
+            is_new = self.open(name)
+            start = cut_torn_tail(self.fd, name, thorough=is_new)
+            require_room(self.directory, self.min_free_bytes + len(lines))
+            self.write_whole(lines, start)
+            self.owed = Owed(name, start, lines)
+        os.fsync(self.fd)
+        if is_new:
+            # Each worker for itself: the one that made it may have died before this.
+            sync_directory(self.directory)
+        has_name = os.fstat(self.fd).st_nlink > 0
+        self.owed = None
+        return has_name
+
+    def append_unsynced(self, name: str, lines: list[bytes]) -> None:
+        """Append the lines up to MAX_REFUSED_BYTES; none where OSError is raised."""
+        try:
+            with locked(self.directory):
+                is_new = self.open(name)
+                start = end = cut_torn_tail(self.fd, name, thorough=is_new)
+                fitting = []
+                for line in lines:
+                    if end + len(line) <= MAX_REFUSED_BYTES:
+                        fitting.append(line)
+                        end += len(line)
+                require_room(self.directory, self.min_free_bytes + end - start)
+                self.write_whole(b"".join(fitting), start)
+        except OSError:
+            self.drop()
+            raise
+
+    def open(self, name: str) -> bool:
+        """Have the file of that name open; return whether it had to be opened.
+
+        What is open may have been moved or deleted: the name decides.  (While
+        it is open no other file can be given its inode's number.)
+        """
+        path = self.directory / name
+        if self.fd >= 0 and self.name == name and is_named(self.fd, path):
+            return False
+        self.drop()
+        self.fd, self.name = open_append(path), name
+        return True
+
+    def drop(self) -> None:
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
             os.close(fd)
+
+    def write_whole(self, lines: bytes, start: int) -> None:
+        """Write all of the lines, or none.  The caller holds the lock."""
+        written = 0
+        try:
+            while written < len(lines):
+                written += os.write(self.fd, lines[written:])
+        except OSError:
+            self.owed = Owed(self.name, start, lines[:written])
+            os.ftruncate(self.fd, start)
+            self.owed = None
+            raise
+
+    def take_back(self) -> None:
+        """Undo lines that were written and could not be synced, if there are any.
+
+        The kernel calls their pages clean now, though they never reached the
+        disk: another fsync would return without writing them.
+        """
+        if self.owed is None:
+            return
+        lines, start = self.owed.lines, self.owed.start
+        with locked(self.directory):
+            if self.fd < 0:
+                self.open(self.owed.name)
+            found = os.pread(self.fd, len(lines) + 1, start)
+            if found == lines:
+                os.ftruncate(self.fd, start)
+            elif found.startswith(lines):
+                # What another worker appended must not stand behind a hole.
+                # Written again, the pages are dirty again.
+                write_over(self.fd, lines, start)
+            os.fsync(self.fd)
+        self.owed = None
+        self.drop()
+
+
+# The disk, in small steps.
 
 
 @contextlib.contextmanager
-def open_to_append(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the directory against every other thread and process."""
+    # Opened each time, not kept: a descriptor shared by a fork locks nobody out.
     try:
-        yield fd
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        make_directory(directory)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(fd)
 
 
-def write_whole(fd: int, line: bytes, start: int) -> None:
-    """Write and sync `line`, or leave the file as long as it was: `start` bytes."""
-    try:
-        if (written := os.write(fd, line)) != len(line):
-            raise OSError(errno.EIO, f"short write, {written} of {len(line)} bytes")
-        os.fsync(fd)
-    except OSError:
-        # The sender is about to be told to try again: no half line may stay.
-        os.ftruncate(fd, start)
-        raise
-
-
-def write_key(path: Path) -> None:
-    """Put a new key under `path` at once, so that no worker reads half of one."""
-    draft = path.with_suffix(".new")
-    draft.touch(mode=0o600)
-    draft.write_bytes(secrets.token_bytes(KEY_BYTES))
-    draft.rename(path)
+def make_directory(directory: Path) -> None:
+    if not directory.is_dir():
+        directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        sync_directory(directory.parent)
 
 
 def sync_directory(directory: Path) -> None:
-    """Make a new file's name durable: syncing the file syncs only what is in it."""
+    """Make names durable: syncing a file syncs what is in it, not what it is called."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def open_append(path: Path) -> int:
+    """Open a regular file, made if it is missing, and readable by the group if so."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    fd = os.open(path, flags, FILE_MODE)
+    try:
+        if os.fstat(fd).st_size == 0:
+            os.fchmod(fd, FILE_MODE)  # whatever the umask is
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def is_named(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def free_bytes(directory: Path) -> int:
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
+def require_room(directory: Path, wanted_bytes: int) -> None:
+    if (free := free_bytes(directory)) < wanted_bytes:
+        seen = f"{free} bytes are free, want {wanted_bytes} (TELEMETRY_MIN_FREE_MB)"
+        raise OSError(errno.ENOSPC, seen)
+
+
+def read_or_make_key(path: Path) -> bytes:
+    """Return the key in that file, made by whichever worker comes first."""
+    with locked(path.parent):
+        if not path.exists():
+            draft = path.with_name(f"{path.name}.draft")
+            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, KEY_MODE)
+            try:
+                write_all(fd, secrets.token_bytes(KEY_BYTES))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(draft, path)
+            sync_directory(path.parent)
+        return path.read_bytes()
+
+
+def write_all(fd: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(fd, content) :]
+
+
+def write_over(fd: int, content: bytes, start: int) -> None:
+    """Write in the middle of a file that is open for appending."""
+    # In append mode Linux's pwrite() appends, whatever the offset (pwrite(2), BUGS).
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_APPEND)
+    while content:
+        written = os.pwrite(fd, content, start)
+        content, start = content[written:], start + written
+
+
+def cut_torn_tail(fd: int, name: str, *, thorough: bool) -> int:
+    """Cut off what follows the last whole line; return the size.  The caller holds the lock.
+
+    `thorough` looks for what a power cut leaves, too: blocks of NUL bytes
+    anywhere in what was not synced yet.  Such a line was not acknowledged, nor
+    was any behind it, for a sync takes in all that was written before.
+    """
+    size = end = os.fstat(fd).st_size
+    if thorough:
+        start = max(0, size - UNSYNCED_BYTES)
+        nul = os.pread(fd, size - start, start).find(b"\0")
+        if nul >= 0:
+            end = start + nul
+    end = end_of_last_line(fd, end)
+    if end < size:
+        os.ftruncate(fd, end)
+        log.warning("%s: cut off a torn tail of %d bytes", name, size - end)
+    return end
+
+
+def end_of_last_line(fd: int, end: int) -> int:
+    """Return the offset behind the last newline before `end`."""
+    if end and os.pread(fd, 1, end - 1) == b"\n":
+        return end
+    while end:
+        start = max(0, end - CHUNK_BYTES)
+        newline = os.pread(fd, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+# Housekeeping.
+
+
+@dataclass(frozen=True)
+class DayFile:
+    kind: str  # "events" or "refused"
+    day: date
+    path: Path
+
+
+DAY_FILE_NAME = re.compile(r"(events|refused)-(\d{4}-\d\d-\d\d)\.jsonl(?:\.gz)?", re.ASCII)
+
+
+def day_files(directory: Path) -> list[DayFile]:
+    """Return the directory's daily files, oldest first; what has another name is not ours."""
+    found = []
+    for path in directory.iterdir():
+        if match := DAY_FILE_NAME.fullmatch(path.name):
+            with contextlib.suppress(ValueError):  # a 31st of February
+                found.append(DayFile(match[1], date.fromisoformat(match[2]), path))
+    return sorted(found, key=lambda file: (file.day, file.path.name))
+
+
+def reference_day(days: list[date], today: date) -> date:
+    """Return the day that ages are counted from.
+
+    Not always today: a clock that jumps ahead must not make the whole archive old.
+    """
+    newest_older = max((day for day in days if day < today), default=today)
+    return min(today, newest_older + timedelta(days=1))
+
+
+def is_expired(key_day: str, today: date) -> bool:
+    return (today - date.fromisoformat(key_day)).days > KEY_KEPT_DAYS
+
+
+@contextlib.contextmanager
+def claimed(directory: Path) -> Iterator[bool]:
+    """Tell whether this process may keep house: nobody else does until it ends."""
+    path = directory / CLAIM_NAME
+    with locked(directory):
+        claim = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(claim)
+            claim = -1
+    try:
+        yield claim >= 0
+    finally:
+        if claim >= 0:
+            with locked(directory):
+                os.unlink(path)
+                os.close(claim)
+
+
+def delete_litter(directory: Path, today: date) -> None:
+    """Delete keys whose time is over, and the draft that a killed process left."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(directory / DRAFT_NAME)
+    for path in directory.glob("address-key-????-??-??*"):
+        with contextlib.suppress(ValueError):
+            if is_expired(path.name.removeprefix("address-key-")[:10], today):
+                os.unlink(path)
+
+
+def cut_unused_file(path: Path) -> None:
+    with locked(path.parent):
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            cut_torn_tail(fd, path.name, thorough=True)
+        finally:
+            os.close(fd)
+
+
+def compress(plain: Path, min_free_bytes: int, is_stopping: Callable[[], bool]) -> None:
+    """Move the lines of `plain` to the end of its .gz, which may be there already.
+
+    Both files exist between the rename and the unlink.  A run that finds them
+    so sees by the end of the .gz which lines it holds already.
+    """
+    packed = plain.with_name(f"{plain.name}.gz")
+    draft = plain.with_name(DRAFT_NAME)
+    with plain.open("rb") as source:
+        size = os.fstat(source.fileno()).st_size
+        start = length_packed(source, size, packed) if packed.exists() else 0
+        if start < size:
+            target = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
+            try:
+                os.fchmod(target, FILE_MODE)
+                for chunk in pack(packed, source, start, size):
+                    if is_stopping():
+                        return
+                    require_room(plain.parent, min_free_bytes + len(chunk))
+                    write_all(target, chunk)
+                os.fsync(target)
+            finally:
+                os.close(target)
+        with locked(plain.parent):
+            if os.fstat(source.fileno()).st_size != size or not is_named(source.fileno(), plain):
+                return  # somebody wrote to it: the next run takes it
+            if start < size:
+                os.rename(draft, packed)
+            sync_directory(plain.parent)
+            os.unlink(plain)
+            sync_directory(plain.parent)
+
+
+def pack(packed: Path, source: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+    """Yield what is in `packed`, then part of `source` as another member (RFC 1952, 2.2)."""
+    if packed.exists():
+        with packed.open("rb") as old:
+            yield from chunks(old, 0, os.fstat(old.fileno()).st_size)
+    packer = zlib.compressobj(wbits=GZIP_WBITS)
+    for chunk in chunks(source, start, end):
+        yield packer.compress(chunk)
+    yield packer.flush()
+
+
+def length_packed(source: BinaryIO, size: int, packed: Path) -> int:
+    """Return how much of `source`, from its start, is the last member of `packed`.
+
+    A member ends with the CRC of its content and its length modulo 2^32 (RFC
+    1952, 2.3.1).  Raises OSError, EOFError or zlib.error where `packed` is damaged.
+    """
+    with gzip.open(packed) as file:
+        while file.read(CHUNK_BYTES):
+            pass
+    with packed.open("rb") as raw:
+        raw.seek(-8, os.SEEK_END)
+        wanted_crc, length = struct.unpack("<II", raw.read())
+    crc = seen = 0
+    for candidate in range(length, size + 1, 2**32):
+        for chunk in chunks(source, seen, candidate):
+            crc = zlib.crc32(chunk, crc)
+        seen = candidate
+        if crc == wanted_crc:
+            return candidate
+    return 0
+
+
+def chunks(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+    for offset in range(start, end, CHUNK_BYTES):
+        yield os.pread(file.fileno(), min(CHUNK_BYTES, end - offset), offset)

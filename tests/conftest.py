@@ -25,16 +25,19 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make_app(data_dir: Path) -> Callable[..., Flask]:
+def make_app(data_dir: Path) -> Iterator[Callable[..., Flask]]:
     """Build an app that writes to `data_dir`, at noon; settings without their TELEMETRY_."""
+    apps: list[Flask] = []
 
     def build(**settings: str) -> Flask:
         environ = {f"TELEMETRY_{name}": value for name, value in settings.items()}
-        return create_app(
-            read_settings({"TELEMETRY_DATA_DIR": str(data_dir)} | environ), clock=lambda: NOON
-        )
+        settings_read = read_settings({"TELEMETRY_DATA_DIR": str(data_dir)} | environ)
+        apps.append(create_app(settings_read, clock=lambda: NOON))
+        return apps[-1]
 
-    return build
+    yield build
+    for app in apps:
+        app.extensions["collector"].store.close()
 
 
 @pytest.fixture
