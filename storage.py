@@ -408,13 +408,13 @@ class Appender:
             while written < len(lines):
                 written += os.write(self.fd, lines[written:])
         except OSError:
-            self.owed = Owed(self.name, start, lines[:written])
+            self.owed = Owed(self.name, start, lines)
             os.ftruncate(self.fd, start)
             self.owed = None
             raise
 
     def take_back(self) -> None:
-        """Undo lines that were written and could not be synced, if there are any.
+        """Undo lines that were written but not synced, if there are any.
 
         The kernel calls their pages clean now, though they never reached the
         disk: another fsync would return without writing them.
@@ -426,7 +426,7 @@ class Appender:
             if self.fd < 0:
                 self.open(self.owed.name)
             found = os.pread(self.fd, len(lines) + 1, start)
-            if found == lines:
+            if found and lines.startswith(found):
                 os.ftruncate(self.fd, start)
             elif found.startswith(lines):
                 # What another worker appended must not stand behind a hole.
@@ -458,7 +458,10 @@ def locked(directory: Path) -> Iterator[None]:
 
 def make_directory(directory: Path) -> None:
     if not directory.is_dir():
-        directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # another worker was faster
+            os.mkdir(directory, DIRECTORY_MODE)
+            os.chmod(directory, DIRECTORY_MODE)  # whatever the umask is
         sync_directory(directory.parent)
 
 
