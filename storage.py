@@ -25,7 +25,6 @@ import logging
 import os
 import re
 import secrets
-import struct
 import threading
 import time
 import zlib
@@ -356,6 +355,7 @@ class Appender:
             is_new = self.open(name)
             start = cut_torn_tail(self.fd, name, thorough=is_new)
             require_room(self.directory, self.min_free_bytes + len(lines))
+            fcntl.flock(self.fd, fcntl.LOCK_SH)  # until it is known whether it has a name
             self.write_whole(lines, start)
             self.owed = Owed(name, start, lines)
         os.fsync(self.fd)
@@ -363,6 +363,7 @@ class Appender:
             # Each worker for itself: the one that made it may have died before this.
             sync_directory(self.directory)
         has_name = os.fstat(self.fd).st_nlink > 0
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
         self.owed = None
         return has_name
 
@@ -409,7 +410,7 @@ class Appender:
                 written += os.write(self.fd, lines[written:])
         except OSError:
             self.owed = Owed(self.name, start, lines)
-            os.ftruncate(self.fd, start)
+            cut_off(self.fd, start)
             self.owed = None
             raise
 
@@ -426,13 +427,13 @@ class Appender:
             if self.fd < 0:
                 self.open(self.owed.name)
             found = os.pread(self.fd, len(lines) + 1, start)
-            if found and lines.startswith(found):
-                os.ftruncate(self.fd, start)
+            if lines.startswith(found) and os.fstat(self.fd).st_size >= start:
+                cut_off(self.fd, start)
             elif found.startswith(lines):
                 # What another worker appended must not stand behind a hole.
                 # Written again, the pages are dirty again.
                 write_over(self.fd, lines, start)
-            os.fsync(self.fd)
+                os.fsync(self.fd)
         self.owed = None
         self.drop()
 
@@ -551,9 +552,15 @@ def cut_torn_tail(fd: int, name: str, *, thorough: bool) -> int:
             end = start + nul
     end = end_of_last_line(fd, end)
     if end < size:
-        os.ftruncate(fd, end)
+        cut_off(fd, end)
         log.warning("%s: cut off a torn tail of %d bytes", name, size - end)
     return end
+
+
+def cut_off(fd: int, end: int) -> None:
+    """Truncate for good: after a power cut, old bytes must not show through new ones."""
+    os.ftruncate(fd, end)
+    os.fsync(fd)
 
 
 def end_of_last_line(fd: int, end: int) -> int:
@@ -654,7 +661,7 @@ def compress(plain: Path, min_free_bytes: int, is_stopping: Callable[[], bool]) 
     draft = plain.with_name(DRAFT_NAME)
     with plain.open("rb") as source:
         size = os.fstat(source.fileno()).st_size
-        start = length_packed(source, size, packed) if packed.exists() else 0
+        start = length_packed(source, packed) if packed.exists() else 0
         if start < size:
             target = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
             try:
@@ -670,6 +677,7 @@ def compress(plain: Path, min_free_bytes: int, is_stopping: Callable[[], bool]) 
         with locked(plain.parent):
             if os.fstat(source.fileno()).st_size != size or not is_named(source.fileno(), plain):
                 return  # somebody wrote to it: the next run takes it
+            fcntl.flock(source, fcntl.LOCK_EX | fcntl.LOCK_NB)  # or is about to find it unlinked
             if start < size:
                 os.rename(draft, packed)
             sync_directory(plain.parent)
@@ -688,26 +696,22 @@ def pack(packed: Path, source: BinaryIO, start: int, end: int) -> Iterator[bytes
     yield packer.flush()
 
 
-def length_packed(source: BinaryIO, size: int, packed: Path) -> int:
-    """Return how much of `source`, from its start, is the last member of `packed`.
+def length_packed(source: BinaryIO, packed: Path) -> int:
+    """Return how much of `source`, from its start, is at the end of `packed` already.
 
-    A member ends with the CRC of its content and its length modulo 2^32 (RFC
-    1952, 2.3.1).  Raises OSError, EOFError or zlib.error where `packed` is damaged.
+    Raises OSError, EOFError or zlib.error where `packed` is damaged.
     """
-    with gzip.open(packed) as file:
-        while file.read(CHUNK_BYTES):
-            pass
-    with packed.open("rb") as raw:
-        raw.seek(-8, os.SEEK_END)
-        wanted_crc, length = struct.unpack("<II", raw.read())
-    crc = seen = 0
-    for candidate in range(length, size + 1, 2**32):
-        for chunk in chunks(source, seen, candidate):
-            crc = zlib.crc32(chunk, crc)
-        seen = candidate
-        if crc == wanted_crc:
-            return candidate
-    return 0
+    first = source.readline()
+    length = 0
+    with gzip.open(packed) as lines:
+        for line in lines:
+            if length and source.readline() == line:
+                length += len(line)
+            elif line == first:
+                length = source.seek(len(first))
+            else:
+                length = 0
+    return length
 
 
 def chunks(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from multiprocessing import get_context
 from pathlib import Path
@@ -93,6 +94,13 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     disk = Disk()
     monkeypatch.setattr(storage, "os", disk)
     return disk
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow test machine is no stalled disk."""
+    monkeypatch.setattr(storage, "MAX_WAIT_SECONDS", 60)
+    monkeypatch.setattr(storage, "STALLED_AFTER_SECONDS", 60)
 
 
 @pytest.fixture
@@ -547,24 +555,34 @@ def test_the_lock_is_not_held_while_the_disk_syncs(disk: Disk, data_dir: Path) -
 # A stalled disk.
 
 
+@dataclass
+class Stall:
+    """The disk hangs in its first fsync, `begun`, until it is `over`."""
+
+    begun: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def fault(self, at: int, name: str, arguments: Any) -> None:
+        if name == "fsync":
+            self.begun.set()
+            self.over.wait(60)
+
+
 @pytest.fixture
-def stalled(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """From its first fsync on the disk hangs, until the event is set.  Patience is short."""
+def stall(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, make_store: Callable[..., Store]
+) -> Iterator[Stall]:
+    """A disk that hangs, and little patience with it."""
     monkeypatch.setattr(storage, "MAX_WAIT_SECONDS", 0.2)
     monkeypatch.setattr(storage, "STALLED_AFTER_SECONDS", 0.1)
-    thawed = threading.Event()
-
-    def hang(at: int, name: str, arguments: Any) -> None:
-        if name == "fsync":
-            thawed.wait(60)
-
-    disk.fault = hang
-    yield thawed
-    thawed.set()
+    stall = Stall()
+    disk.fault = stall.fault
+    yield stall
+    stall.over.set()
 
 
 def test_a_stalled_disk_is_answered_in_time_and_then_at_once(
-    disk: Disk, stalled: threading.Event, store: Store, data_dir: Path
+    disk: Disk, stall: Stall, store: Store, data_dir: Path
 ) -> None:
     with pytest.raises(NotStored, match="no answer from the disk"):
         store.append(EVENT)
@@ -574,7 +592,7 @@ def test_a_stalled_disk_is_answered_in_time_and_then_at_once(
             store.append(EVENT)
     assert store.waiting == []
 
-    stalled.set()
+    stall.over.set()
     while store.is_stalled():
         threading.Event().wait(0.001)
     store.append(EVENT | {"id": "after"})
@@ -583,17 +601,19 @@ def test_a_stalled_disk_is_answered_in_time_and_then_at_once(
 
 
 def test_what_gave_up_waiting_before_its_turn_is_never_written(
-    disk: Disk, stalled: threading.Event, store: Store, data_dir: Path
+    stall: Stall, store: Store, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        events = [EVENT | {"id": str(n)} for n in range(8)]
-        errors = [future.exception() for future in [pool.submit(store.append, e) for e in events]]
-    assert all(isinstance(error, NotStored) for error in errors)
-    stalled.set()
+    monkeypatch.setattr(storage, "STALLED_AFTER_SECONDS", 60)
+    with ThreadPoolExecutor(9) as pool:
+        first = pool.submit(store.append, EVENT)
+        assert stall.begun.wait(60)
+        others = [pool.submit(store.append, EVENT | {"id": str(n)}) for n in range(8)]
+        errors = [future.exception() for future in [first, *others]]
+    stall.over.set()
     store.close()
 
-    # The batch that was being written when the disk stalled may be there.
-    assert (data_dir / NAME).read_bytes().count(b"\n") < 8
+    assert [type(error) for error in errors] == [NotStored] * 9
+    assert (data_dir / NAME).read_bytes().count(b"\n") == 1, "the disk finished the one it had"
     assert store.waiting_bytes == 0
 
 
@@ -601,7 +621,7 @@ def test_what_gave_up_waiting_before_its_turn_is_never_written(
     ("limit", "value"), [("MAX_WAITING_LINES", 3), ("MAX_WAITING_BYTES", 3 * 60)]
 )
 def test_the_queue_is_bounded(
-    stalled: threading.Event,
+    stall: Stall,
     store: Store,
     monkeypatch: pytest.MonkeyPatch,
     limit: str,
@@ -838,6 +858,42 @@ def test_lines_that_are_in_the_gz_already_are_not_doubled(
     expected = (line(5) if members == 2 else b"") + line(1) + line(2) + more
     assert not plain.exists()
     assert gzip.decompress(plain.with_suffix(".jsonl.gz").read_bytes()) == expected
+
+
+def test_a_file_is_not_compressed_while_a_writer_syncs_it(
+    disk: Disk, make_store: Callable[..., Store], data_dir: Path
+) -> None:
+    """Finding it gone the writer would write its lines again, and they would be there twice."""
+    write_days(data_dir, 2)
+    plain = data_dir / "events-2026-11-22.jsonl"
+    store = make_store(compress_after_days=1)
+
+    def keep_house_meanwhile(at: int, name: str, arguments: Any) -> None:
+        if name == "fsync":
+            disk.heal()
+            store.keep_house(TODAY)
+
+    disk.fault = keep_house_meanwhile
+    Appender(data_dir).append(plain.name, line(99))
+    assert plain.read_bytes().count(line(99)) == 1
+    store.keep_house(TODAY)
+
+    assert read_days(data_dir)[plain.name].count(line(99)) == 1
+    assert not plain.exists()
+
+
+def test_two_kills_between_rename_and_unlink_double_nothing(
+    make_store: Callable[..., Store], data_dir: Path
+) -> None:
+    write_days(data_dir, 1)
+    plain = data_dir / "events-2026-11-01.jsonl"
+    plain.with_suffix(".jsonl.gz").write_bytes(
+        gzip.compress(line(1) + line(2)) + gzip.compress(line(3))
+    )
+    plain.write_bytes(line(1) + line(2) + line(3))
+    make_store(compress_after_days=1).keep_house(TODAY)
+
+    assert read_days(data_dir)[plain.name] == line(1) + line(2) + line(3)
 
 
 def test_a_damaged_gz_is_left_alone_and_the_others_are_done(

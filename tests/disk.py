@@ -1,0 +1,211 @@
+"""A disk whose power can go: what is synced and what is only written are kept apart.
+
+What it may hold after a power cut: the names as they were after any number of
+the latest changes to the directory, in their order; each block of 512 bytes as
+the last sync left it, or as any write since then, whatever its neighbours hold;
+any size between those that the file had.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import product
+from operator import itemgetter
+from pathlib import Path
+from random import Random
+from typing import Any
+
+BLOCK = 512
+SAMPLES = 4  # at random, for each state of the directory
+
+Image = dict[str, bytes]
+
+# Which of its contents the i-th of n unsynced blocks has: 0 is what the last
+# sync left (NUL bytes, where there was nothing), 1 the first write since then.
+Pattern = Callable[[int, int, int], int]
+PATTERNS: list[Pattern] = [
+    lambda i, n, latest: 0,
+    lambda i, n, latest: latest,
+    lambda i, n, latest: latest if i < n / 2 else 0,
+    lambda i, n, latest: 0 if i < n / 2 else latest,
+    lambda i, n, latest: latest if i % 2 else 0,
+    lambda i, n, latest: latest if i == n - 1 else 0,
+    lambda i, n, latest: latest if i < n / 2 else 1,
+    lambda i, n, latest: latest if i % 2 else 1,
+]
+SIZES: list[Callable[[list[int]], int]] = [min, max, itemgetter(-1)]
+
+
+@dataclass(eq=False)
+class File:
+    """What programs read of a file, what is on the disk for sure, and what may be there."""
+
+    cached: bytearray = field(default_factory=bytearray)
+    synced: bytes = b""
+    sizes: list[int] = field(default_factory=lambda: [0])  # the synced one, and each since
+    blocks: dict[int, list[bytes]] = field(default_factory=dict)  # all they held since
+    dirty: set[int] = field(default_factory=set)  # those that the next sync writes
+
+    def write(self, content: bytes, start: int) -> None:
+        self.cached[start : start + len(content)] = content
+        self.touch(start, start + len(content))
+
+    def truncate(self, size: int) -> None:
+        del self.cached[size:]
+        self.touch(size, size)  # the kernel clears the rest of that block
+
+    def touch(self, start: int, end: int) -> None:
+        self.sizes.append(len(self.cached))
+        for number in range(start // BLOCK, -(-end // BLOCK)):
+            block = bytes(self.cached[number * BLOCK :][:BLOCK]).ljust(BLOCK, b"\0")
+            self.blocks.setdefault(number, []).append(block)
+            self.dirty.add(number)
+
+    def sync(self) -> None:
+        """Write what is dirty; what a failed sync left behind stays unsure."""
+        size = len(self.cached)
+        self.synced = self.overlaid(size, {n: self.blocks.pop(n)[-1] for n in self.dirty})
+        self.blocks = {n: held for n, held in self.blocks.items() if n * BLOCK < size}
+        self.sizes = [size]
+        self.dirty.clear()
+
+    def overlaid(self, size: int, blocks: dict[int, bytes]) -> bytes:
+        content = bytearray(self.synced[:size].ljust(size, b"\0"))
+        for number, block in blocks.items():
+            content[number * BLOCK : (number + 1) * BLOCK] = block
+        return bytes(content[:size])
+
+    def after_cut(self, pattern: Pattern, size: int) -> bytes:
+        chosen = {}
+        for i, (number, held) in enumerate(sorted(self.blocks.items())):
+            if which := pattern(i, len(self.blocks), len(held)):
+                chosen[number] = held[which - 1]
+        return self.overlaid(size, chosen)
+
+
+class Disk:
+    """Stands in for the module `os` in storage.py, over one real directory.
+
+    Before each call that changes the disk it calls `before_change`.
+    """
+
+    def __init__(self, directory: Path, image: Image) -> None:
+        self.directory = directory
+        for path in directory.iterdir():
+            path.unlink()
+        for name, content in image.items():
+            (directory / name).write_bytes(content)
+        self.names = {name: File(bytearray(b), b, [len(b)]) for name, b in image.items()}
+        self.synced_names = dict(self.names)
+        self.name_changes: list[dict[str, File | None]] = []
+        self.open_files: dict[int, File] = {}
+        self.before_change: Callable[[], None] = lambda: None
+        self.room: int | None = None
+        self.failing_syncs: list[bool] = []
+        self.random = Random(b"".join(image.values()))
+
+    @contextmanager
+    def failing(
+        self,
+        *,
+        room: int | None = None,
+        syncs: Sequence[bool] = (),
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Iterator[None]:
+        """Be full after `room` bytes; fail each next sync that is True, but first `meanwhile`."""
+        self.room, self.failing_syncs, self.meanwhile = room, list(syncs), meanwhile
+        try:
+            yield
+        finally:
+            self.room, self.failing_syncs = None, []
+
+    def images(self) -> Iterator[Image]:
+        """Yield what the directory may hold if the power goes now: the samples worth a look."""
+        at_random = [(self.any_block, self.any_size)] * SAMPLES
+        looks = [*product(PATTERNS, SIZES), *at_random]
+        for kept in range(len(self.name_changes) + 1):
+            names: dict[str, File | None] = dict(self.synced_names)
+            for change in self.name_changes[:kept]:
+                names |= change
+            files = {name: file for name, file in names.items() if file}
+            for pattern, size in looks:
+                yield {n: f.after_cut(pattern, size(f.sizes)) for n, f in files.items()}
+
+    def any_block(self, i: int, n: int, latest: int) -> int:
+        return self.random.randint(0, latest)
+
+    def any_size(self, sizes: list[int]) -> int:
+        return self.random.randint(min(sizes), max(sizes))
+
+    def saw_everything(self) -> bool:
+        real = {path.name: path.read_bytes() for path in self.directory.iterdir()}
+        return real == {name: file.cached for name, file in self.names.items()}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_DIRECTORY:
+            return os.open(path, flags)
+        self.before_change()
+        fd = os.open(path, flags, mode)
+        if path.name not in self.names:
+            self.change_names({path.name: File()})
+        file = self.open_files[fd] = self.names[path.name]
+        if flags & os.O_TRUNC:
+            file.truncate(0)
+        return fd
+
+    def close(self, fd: int) -> None:
+        self.open_files.pop(fd, None)
+        os.close(fd)
+
+    def write(self, fd: int, content: bytes) -> int:
+        self.before_change()
+        if self.room is not None:
+            content = content[: self.room]
+            self.room -= len(content)
+            if not content:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        file = self.open_files[fd]
+        file.write(content, len(file.cached))
+        return os.write(fd, content)
+
+    def pwrite(self, fd: int, content: bytes, start: int) -> int:
+        self.before_change()
+        self.open_files[fd].write(content, start)
+        return os.pwrite(fd, content, start)
+
+    def ftruncate(self, fd: int, size: int) -> None:
+        self.before_change()
+        self.open_files[fd].truncate(size)
+        os.ftruncate(fd, size)
+
+    def fsync(self, fd: int) -> None:
+        self.before_change()
+        file = self.open_files.get(fd)
+        if self.failing_syncs and self.failing_syncs.pop(0):
+            self.meanwhile()
+            if file:
+                file.dirty.clear()  # as the kernel does, though who knows what was written
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if file:
+            file.sync()
+        else:
+            self.synced_names, self.name_changes = dict(self.names), []
+
+    def rename(self, old: Path, new: Path) -> None:
+        self.before_change()
+        old.rename(new)
+        self.change_names({old.name: None, new.name: self.names[old.name]})
+
+    def unlink(self, path: Path) -> None:
+        self.before_change()
+        path.unlink()
+        self.change_names({path.name: None})
+
+    def change_names(self, change: dict[str, File | None]) -> None:
+        self.name_changes.append(change)
+        self.names = {name: file for name, file in (self.names | change).items() if file}
