@@ -9,11 +9,12 @@ torn tail: never acknowledged, so the next writer cuts them off.  The files are
 printable ASCII, so no line can be broken in the middle.
 
 Requests hand their lines to one writer thread and wait.  The lines that queue
-up while it syncs one batch are the next: many events share one fsync.  (Letting
-one of the waiting requests lead the others is as fast, but when the disk stalls
-the leader hangs with it, and nobody can answer its client.)  Writes of several
-workers take turns by a lock on the directory; while the disk syncs nobody holds
-it, so the others write meanwhile.
+up while it syncs one batch are the next: many events share one fsync.  (When one
+of the waiting requests leads the others, threads switch less: without HTTP that
+was 1.2 times as fast.  But when the disk stalls the leader hangs with it, and
+nobody can answer its client.)  Writes of several workers take turns by a lock
+on the directory; nobody holds it while the disk syncs, so the others write
+meanwhile.
 """
 
 import contextlib

@@ -1,0 +1,279 @@
+"""Measure what durability costs, and what sharing one fsync among many events brings.
+
+    make bench
+    python bench/durability.py --seconds 3 --rounds 3
+
+Each cell of the table starts the real server on an empty directory, on the disk
+that holds the project, and lets `wrk` (github.com/wg/wrk) post events to it from
+a number of clients, each event on a new connection.  A figure is the median of
+the rounds; a latency begins with the connection made.
+
+A variant replaces os.fsync or Store.next_batch and nothing else.  The slow disk
+is this one with a pause before each fsync.  gunicorn's settings are the project's
+and may be changed: GUNICORN_CMD_ARGS=--threads=32 make bench
+"""
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE_SECONDS = 30  # a bound on what hangs; nothing is measured against it
+
+CLIENTS = (1, 8, 32, 128)
+SLOW_FSYNC_SECONDS = 0.005
+GOAL_CLIENTS = 32
+
+RECORDED = json.loads((ROOT / "tests/wire/cli-whoami.json").read_text())
+WRK_SCRIPT = f"""
+wrk.method = "POST"
+wrk.headers["Connection"] = "close"
+wrk.headers["Content-Type"] = "application/json"
+wrk.body = [==[{RECORDED["body"]}]==]
+
+function done(summary, latency)
+    local errors = summary.errors
+    print(summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
+        errors.status, errors.connect + errors.read + errors.write + errors.timeout)
+end
+"""
+
+
+def skip_fsync() -> None:
+    os.fsync = lambda fd: None
+
+
+def slow_down_fsync() -> None:
+    real_fsync = os.fsync
+
+    def slow_fsync(fd: int) -> None:
+        time.sleep(SLOW_FSYNC_SECONDS)
+        real_fsync(fd)
+
+    os.fsync = slow_fsync
+
+
+def fsync_each_event() -> None:
+    """Let the writer thread keep the first of the jobs it takes, and put back the others."""
+    from storage import Job, Store
+
+    take_all = Store.next_batch
+
+    def take_one(store: Store) -> list[Job]:
+        with store.changed:
+            batch = take_all(store)
+            store.waiting = batch[1:]
+            store.waiting_bytes = sum(len(job.line) for job in store.waiting)
+            return batch[:1]
+
+    Store.next_batch = take_one
+
+
+DURABLE, EACH = "durable", "one fsync per event"
+SLOW_DURABLE, SLOW_EACH = "slow disk: durable", "slow disk: one fsync per event"
+VARIANTS: dict[str, tuple[Callable[[], None], ...]] = {
+    DURABLE: (),
+    "no fsync": (skip_fsync,),
+    EACH: (fsync_each_event,),
+    SLOW_DURABLE: (slow_down_fsync,),
+    SLOW_EACH: (slow_down_fsync, fsync_each_event),
+}
+
+
+def serve(variant: str) -> None:
+    """Be the server.  It loads the app, and forks, after the replacements."""
+    sys.path[0] = str(ROOT)
+    from gunicorn.app.wsgiapp import run
+
+    for replace in VARIANTS[variant]:
+        replace()
+    sys.argv = ["gunicorn", "--bind", "127.0.0.1:0"]
+    run()
+
+
+def append_alone(variant: str, seconds: int) -> None:
+    """Print how many events a second GOAL_CLIENTS threads store, without HTTP."""
+    sys.path[0] = str(ROOT)
+    from storage import Store
+
+    for replace in VARIANTS[variant]:
+        replace()
+    event = {"received_at": "2026-11-23T12:00:00.000Z", "payload": json.loads(RECORDED["body"])}
+    counts = []
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=ROOT) as directory:
+        store = Store(Path(directory))
+        until = time.monotonic() + seconds
+
+        def append() -> None:
+            done = 0
+            while time.monotonic() < until:
+                store.append(event)
+                done += 1
+            counts.append(done)
+
+        threads = [threading.Thread(target=append) for _ in range(GOAL_CLIENTS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        store.close()
+    print(sum(counts) / seconds)
+
+
+def measure_alone(variant: str, seconds: int) -> float:
+    command = [sys.executable, __file__, f"--seconds={seconds}", "--store", variant]
+    return float(subprocess.check_output(command, text=True))
+
+
+class Cell(NamedTuple):
+    events_per_second: float
+    p50_ms: float
+    p99_ms: float
+    problem: str
+
+
+def measure(variant: str, clients: int, seconds: int) -> Cell:
+    with (
+        tempfile.TemporaryDirectory(prefix=".bench-", dir=ROOT) as directory,
+        serving(variant, Path(directory)) as port,
+    ):
+        return load(port, clients, seconds, Path(directory))
+
+
+@contextlib.contextmanager
+def serving(variant: str, directory: Path) -> Iterator[int]:
+    """Run the server with its events in `directory`; yield its port once it answers."""
+    log = directory / "server.log"
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("TELEMETRY_")}
+    with log.open("wb") as log_file:
+        process = subprocess.Popen(
+            [sys.executable, __file__, "--serve", variant],
+            cwd=ROOT,
+            env=environ | {"TELEMETRY_DATA_DIR": str(directory)},
+            stderr=log_file,
+            start_new_session=True,  # so that one signal reaches master and workers
+        )
+    try:
+        port = read_port(process, log)
+        connection = http.client.HTTPConnection("127.0.0.1", port, PATIENCE_SECONDS)
+        connection.request("GET", "/healthz")
+        connection.getresponse()
+        connection.close()
+        yield port
+        process.terminate()
+        process.wait(PATIENCE_SECONDS)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(PATIENCE_SECONDS)
+        raise
+
+
+def read_port(process: subprocess.Popen[bytes], log: Path) -> int:
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while process.poll() is None and time.monotonic() < give_up_at:
+        if found := re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", log.read_text()):
+            return int(found[1])
+        time.sleep(0.02)
+    raise RuntimeError(f"the server did not start:\n{log.read_text()}")
+
+
+def load(port: int, clients: int, seconds: int, directory: Path) -> Cell:
+    """Post events for a while; see that all that were answered 2xx are in the file."""
+    script = directory / "wrk.lua"
+    script.write_text(WRK_SCRIPT)
+    command = ["wrk", "--threads=1", f"--connections={clients}", f"--duration={seconds}s"]
+    command += ["--timeout=10s", f"--script={script}", f"http://127.0.0.1:{port}/cli"]
+    patience = seconds + PATIENCE_SECONDS
+    output = subprocess.check_output(command, text=True, timeout=patience)
+    figures = [float(figure) for figure in output.splitlines()[-1].split()]
+    answers, duration_us, p50_us, p99_us, refused, failed = figures
+    if (taken := answers - refused) == 0:
+        raise RuntimeError(f"the server took no event:\n{output}")
+    stored = sum(path.read_bytes().count(b"\n") for path in directory.glob("events-*.jsonl"))
+    problem = ""
+    if stored < taken or refused or failed:
+        problem = f"{taken:.0f} taken, {stored} stored, {refused:.0f} refused, {failed:.0f} failed"
+    return Cell(taken / duration_us * 1e6, p50_us / 1e3, p99_us / 1e3, problem)
+
+
+def measure_all(rounds: int, seconds: int) -> dict[tuple[str, int], Cell]:
+    """Measure each cell, then each again; return the medians."""
+    seen: dict[tuple[str, int], list[Cell]] = {(v, c): [] for v in VARIANTS for c in CLIENTS}
+    for _ in range(rounds):
+        for clients in CLIENTS:
+            for variant in VARIANTS:
+                seen[variant, clients].append(measure(variant, clients, seconds))
+    medians = {}
+    for key, cells in seen.items():
+        rates, p50s, p99s, problems = zip(*cells, strict=True)
+        medians[key] = Cell(median(rates), median(p50s), median(p99s), max(problems))
+    return medians
+
+
+def print_table(cells: dict[tuple[str, int], Cell]) -> None:
+    print(f"\n{'':30}{'clients':>8}{'events/s':>10}{'p50 ms':>9}{'p99 ms':>9}{'of durable':>12}")
+    for (variant, clients), cell in cells.items():
+        base = cells[SLOW_DURABLE if variant.startswith("slow") else DURABLE, clients]
+        share = cell.events_per_second / base.events_per_second
+        print(f"{variant if clients == CLIENTS[0] else '':30}{clients:8}", end="")
+        print(f"{cell.events_per_second:10.0f}{cell.p50_ms:9.1f}{cell.p99_ms:9.1f}{share:12.2f}")
+        if cell.problem:
+            print(f"    wrong: {cell.problem}")
+
+
+def print_gain(cells: dict[tuple[str, int], Cell], rounds: int, seconds: int) -> None:
+    print(f"\nGroup commit over one fsync per event, {GOAL_CLIENTS} clients or threads:")
+    print("              over HTTP    the store alone")
+    for disk, shared, each in ("this", DURABLE, EACH), ("slow", SLOW_DURABLE, SLOW_EACH):
+        rates = [cells[variant, GOAL_CLIENTS].events_per_second for variant in (shared, each)]
+        pairs = [[measure_alone(v, seconds) for v in (shared, each)] for _ in range(rounds)]
+        alone = median(together / one for together, one in pairs)
+        print(f"    {disk} disk{rates[0] / rates[1]:9.1f}{alone:15.1f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=int, default=3, help="for each cell and round (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="the median counts (3)")
+    parser.add_argument("--serve", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--store", choices=VARIANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve)
+        return
+    if options.store:
+        append_alone(options.store, options.seconds)
+        return
+    if not shutil.which("wrk"):
+        sys.exit("bench: wrk is not installed (apt install wrk)")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+    seconds = options.rounds * len(CLIENTS) * len(VARIANTS) * (options.seconds + 2)
+    print(f"{os.cpu_count()} CPUs, {options.rounds} rounds of {options.seconds} s each; ", end="")
+    print(f"wait {seconds // 60} minutes", flush=True)
+    try:
+        cells = measure_all(options.rounds, options.seconds)
+    except KeyboardInterrupt:
+        sys.exit("bench: stopped")
+    print_table(cells)
+    print_gain(cells, options.rounds, options.seconds)
+    if any(cell.problem for cell in cells.values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
