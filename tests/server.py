@@ -9,12 +9,18 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+import uuid
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
+# Not `python -m gunicorn`: on USR2 that runs itself again in a way that finds
+# gunicorn's own `http` where Python's is meant.
+GUNICORN = Path(sys.executable).with_name("gunicorn")
 PATIENCE_SECONDS = 60  # a bound on what hangs; nothing is measured against it
 
 CLI = {"nodeVersion": "v20.20.2", "packages": [], "projectFramework": "vite"}
@@ -37,7 +43,7 @@ class Server:
         self.log: list[str] = []
         self.listening = threading.Event()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", *arguments],
+            [GUNICORN, "--bind", "127.0.0.1:0", *arguments],
             cwd=ROOT,
             env={**os.environ, "TELEMETRY_DATA_DIR": str(data_dir), **(environ or {})},
             stderr=subprocess.PIPE,
@@ -73,14 +79,8 @@ class Server:
     def send(
         self, method: str, target: str, headers: Iterable[tuple[str, str]] = (), body: bytes = b""
     ) -> Answer:
-        """Send one request, with a Content-Length where `headers` have no framing."""
-        headers = [("Host", "telemetry.example"), *headers]
-        names = {name.lower() for name, _ in headers}
-        if not names & {"content-length", "transfer-encoding"} and method == "POST":
-            headers.append(("Content-Length", str(len(body))))
-        head = f"{method} {target} HTTP/1.1\r\n"
-        head += "".join(f"{name}: {value}\r\n" for name, value in headers)
-        return self.raw(head.encode("latin-1") + b"\r\n" + body)
+        """Send one request, on a connection of its own."""
+        return self.raw(request(method, target, headers, body))
 
     def send_cli(self, headers: Iterable[tuple[str, str]] = (), **changes: Any) -> Answer:
         return self.send("POST", "/cli", headers, json.dumps(CLI | changes).encode())
@@ -100,6 +100,9 @@ class Server:
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.lines()]
 
+    def workers(self) -> list[int]:
+        return children(self.process.pid)
+
     def stop(self) -> int:
         """Ask it to stop, and return its exit status."""
         self.process.terminate()
@@ -115,6 +118,19 @@ class Server:
         self.reader.join(PATIENCE_SECONDS)
         if self.process.stderr:
             self.process.stderr.close()
+
+
+def request(
+    method: str, target: str, headers: Iterable[tuple[str, str]] = (), body: bytes = b""
+) -> bytes:
+    """Return a request, with a Content-Length where `headers` have no framing."""
+    headers = [("Host", "telemetry.example"), *headers]
+    names = {name.lower() for name, _ in headers}
+    if not names & {"content-length", "transfer-encoding"} and method == "POST":
+        headers.append(("Content-Length", str(len(body))))
+    head = f"{method} {target} HTTP/1.1\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers)
+    return head.encode("latin-1") + b"\r\n" + body
 
 
 def read_answer(sock: socket.socket) -> Answer:
@@ -134,3 +150,79 @@ def read_answer(sock: socket.socket) -> Answer:
         length = headers.get("content-length")
         body = b"" if status == 204 else stream.read(int(length) if length else -1)
         return Answer(status, headers, body)
+
+
+class Sent(NamedTuple):
+    """One event of a `Load`; the answer's status is 0 where the connection was lost."""
+
+    project: str
+    began: float  # on time.monotonic()'s clock
+    seconds: float
+    answer: Answer
+
+
+class Load:
+    """Clients that send cli events, each with a `projectId` of its own, until the block ends."""
+
+    def __init__(self, server: Server, clients: int = 8, **changes: Any) -> None:
+        self.server = server
+        self.changes = changes
+        self.sent: list[Sent] = []
+        self.statuses: Counter[int] = Counter()
+        self.changed = threading.Condition()
+        self.stopping = threading.Event()
+        self.threads = [threading.Thread(target=self._send_events) for _ in range(clients)]
+
+    def __enter__(self) -> "Load":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopping.set()
+        for thread in self.threads:
+            thread.join(PATIENCE_SECONDS)
+
+    def _send_events(self) -> None:
+        while not self.stopping.is_set():
+            project, began = str(uuid.uuid4()), time.monotonic()
+            try:
+                answer = self.server.send_cli(**self.changes, projectId=project)
+            except OSError:
+                answer = Answer(0, {}, b"")
+            sent = Sent(project, began, time.monotonic() - began, answer)
+            with self.changed:
+                self.sent.append(sent)
+                self.statuses[answer.status] += 1
+                self.changed.notify_all()
+            if answer.status != 204:
+                self.stopping.wait(0.05)  # a client that is not served need not make it worse
+
+    def wait_for(self, status: int, count: int = 50) -> None:
+        """Wait until that many more events have been answered with this status."""
+        with self.changed:
+            wanted = self.statuses[status] + count
+            if not self.changed.wait_for(lambda: self.statuses[status] >= wanted, PATIENCE_SECONDS):
+                raise TimeoutError(f"want {wanted} answers {status}, got {self.statuses}")
+
+    def projects(self, status: int = 204) -> set[str]:
+        """Return the projectIds of the events that were answered with this status."""
+        return {sent.project for sent in self.sent if sent.answer.status == status}
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that this one started; none where it has ended."""
+    try:
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("what was waited for did not happen")
+        time.sleep(0.01)

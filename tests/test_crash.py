@@ -1,0 +1,477 @@
+"""A real gunicorn under load, while its processes, its disk and its files are taken away.
+
+Several tests mount file systems of their own.  Where that is not allowed they
+are skipped; where $CI is set they fail instead.
+"""
+
+import contextlib
+import fcntl
+import gzip
+import json
+import os
+import random
+import resource
+import signal
+import struct
+import subprocess
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from server import (
+    CLI,
+    PATIENCE_SECONDS,
+    Answer,
+    Load,
+    Server,
+    children,
+    read_answer,
+    request,
+    wait_until,
+)
+
+pytestmark = pytest.mark.slow
+
+ANSWERED_WITHIN_SECONDS = 3
+NOISE_SECONDS = 1  # a client of ours may itself have to wait for the processor
+
+# For lines of half a page: a kill and the end of a disk cut at the end of a page.
+PACKAGES = [{"name": "x" * 250, "version": None}] * 6
+
+# linux/fs/ext4/ext4.h: stop at once, and do not even flush the journal.
+EXT4_IOC_SHUTDOWN = 0x8004587D
+EXT4_GOING_FLAGS_NOLOGFLUSH = struct.pack("I", 2)
+
+
+class Disk:
+    """A file system of its own, mounted on `path`."""
+
+    def __init__(self, path: Path, *arguments: str) -> None:
+        self.path = path
+        self.arguments = arguments
+
+    def mount(self) -> None:
+        subprocess.run(["mount", *self.arguments, self.path], check=True)
+
+    def remount(self, options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", self.path], check=True)
+
+    def unmount(self) -> None:
+        # Not at once, perhaps: a process that was killed is still ending.
+        wait_until(lambda: subprocess.run(["umount", self.path]).returncode == 0)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        assert self.path.is_mount()  # or it would be the disk of this machine
+        try:
+            subprocess.run(["fsfreeze", "-f", self.path], check=True)
+            yield
+        finally:
+            subprocess.run(["fsfreeze", "-u", self.path], check=True)
+
+    def cut_power(self) -> None:
+        """Drop all that is not on the medium, and fail every access from now on."""
+        assert self.path.is_mount()  # or it would be the disk of this machine
+        root = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.ioctl(root, EXT4_IOC_SHUTDOWN, EXT4_GOING_FLAGS_NOLOGFLUSH)
+        finally:
+            os.close(root)
+
+
+@contextlib.contextmanager
+def mounted(path: Path, *arguments: str, image: Path | None = None) -> Iterator[Disk]:
+    """Mount a disk for one test, which is skipped (in CI: fails) where that is not allowed."""
+    disk = Disk(path, *arguments)
+    try:
+        if image:
+            subprocess.run(["mkfs.ext4", "-q", image], check=True)
+        disk.mount()
+    except (FileNotFoundError, subprocess.CalledProcessError) as exc:
+        give_up = pytest.fail if "CI" in os.environ else pytest.skip
+        give_up(f"{exc}: mounting is not allowed here")
+    try:
+        yield disk
+    finally:
+        disk.unmount()
+
+
+# Ask for a disk before a server: what comes first ends last.
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path) -> Iterator[Disk]:
+    """One megabyte, with the data directory on it."""
+    with mounted(tmp_path, "-t", "tmpfs", "-o", "size=1m", "none") as disk:
+        yield disk
+
+
+@pytest.fixture
+def ext4(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+    """A file system that must be synced, with the data directory on it."""
+    image = tmp_path_factory.mktemp("image") / "ext4"
+    with image.open("wb") as file:
+        file.truncate(16 * 2**20)
+    with mounted(tmp_path, "-o", "loop", str(image), image=image) as disk:
+        yield disk
+
+
+@pytest.fixture
+def start(serve: Callable[..., Server]) -> Callable[..., Server]:
+    """Start a gunicorn, and wait until all its workers are there."""
+
+    def start_and_wait(*arguments: str, workers: int, **settings: str) -> Server:
+        server = serve(f"--workers={workers}", *arguments, **settings)
+        wait_until(lambda: len(server.workers()) == workers)
+        return server
+
+    return start_and_wait
+
+
+def stored_projects(server: Server, *patterns: str) -> list[str]:
+    """Return the projectId of each line; every line must be whole and valid."""
+    lines = [line for pattern in patterns or ["events-*.jsonl"] for line in server.lines(pattern)]
+    return [json.loads(line)["payload"]["projectId"] for line in lines]
+
+
+def assert_each_once(acknowledged: set[str], stored: list[str]) -> None:
+    lost = acknowledged.difference(stored)
+    doubled = [project for project, lines in Counter(stored).items() if lines > 1]
+
+    assert (len(lost), len(doubled)) == (0, 0), f"lost {lost}, doubled {doubled}"
+
+
+def missing_in_files(data_dir: Path, projects: set[str]) -> set[str]:
+    """Return those that no file mentions, whatever else is in the files."""
+    content = b"".join(path.read_bytes() for path in data_dir.glob("events-*.jsonl"))
+    return {project for project in projects if project.encode() not in content}
+
+
+def live_file(server: Server) -> Path:
+    return max(server.data_dir.glob("events-*.jsonl"))
+
+
+def assert_not_stored(answer: Answer) -> None:
+    assert answer.status == 503
+    assert int(answer.headers["retry-after"]) > 0
+    assert answer.headers["x-telemetry-outcome"] == "failed"
+
+
+def let_a_moment_pass() -> None:
+    """Let what follows strike at any moment, rather than always just after an answer."""
+    time.sleep(random.uniform(0, 0.02))
+
+
+# Processes.
+
+
+def test_a_kill_of_the_whole_server_loses_nothing_and_the_next_takes_events_at_once(
+    start: Callable[..., Server],
+) -> None:
+    """A kill seldom tears a line, so each time one is torn by hand, too."""
+    acknowledged: set[str] = set()
+    for _ in range(8):
+        server = start(workers=2)
+        with Load(server, packages=PACKAGES) as load:
+            load.wait_for(204)
+            assert set(load.statuses) == {204}
+            let_a_moment_pass()
+            server.kill()
+        acknowledged |= load.projects()
+        with live_file(server).open("ab") as file:
+            file.write(b'{"id":"torn')
+    last = start(workers=1)
+    assert last.send_cli(projectId="last").status == 204
+
+    assert_each_once(acknowledged | {"last"}, stored_projects(last))
+
+
+def test_a_kill_of_one_worker_loses_nothing_while_the_others_run_on(
+    start: Callable[..., Server],
+) -> None:
+    server = start(workers=3)
+    with Load(server, packages=PACKAGES) as load:
+        for _ in range(8):
+            load.wait_for(204)
+            let_a_moment_pass()
+            killed = server.workers()[0]
+            os.kill(killed, signal.SIGKILL)
+            wait_until(lambda killed=killed: killed not in server.workers())
+        load.wait_for(204)
+
+    assert set(load.statuses) <= {204, 0}
+    assert_each_once(load.projects(), stored_projects(server))
+
+
+def test_a_stop_under_load_exits_with_0_and_loses_nothing(start: Callable[..., Server]) -> None:
+    acknowledged: set[str] = set()
+    for _ in range(2):
+        server = start(workers=2)
+        with Load(server) as load:
+            load.wait_for(204)
+            assert server.stop() == 0
+        acknowledged |= load.projects()
+
+    assert_each_once(acknowledged, stored_projects(server))
+
+
+def test_a_reload_under_load_loses_nothing_and_no_client_sees_an_error(
+    start: Callable[..., Server],
+) -> None:
+    server = start(workers=2)
+    with Load(server) as load:
+        for _ in range(3):
+            load.wait_for(204)
+            old = set(server.workers())
+            server.process.send_signal(signal.SIGHUP)
+            wait_until(lambda old=old: has_two_new_workers(server, old))
+        load.wait_for(204)
+
+    assert_served_throughout(load)
+    assert_each_once(load.projects(), stored_projects(server))
+
+
+def has_two_new_workers(server: Server, old: set[int]) -> bool:
+    new = set(server.workers())
+    return len(new) == 2 and new.isdisjoint(old)
+
+
+def test_an_upgrade_under_load_loses_nothing_and_no_client_sees_an_error(
+    start: Callable[..., Server],
+) -> None:
+    server = start(workers=2)
+    with Load(server) as load:
+        load.wait_for(204)
+        server.process.send_signal(signal.SIGUSR2)
+        wait_until(lambda: any(children(child) for child in children(server.process.pid)))
+        load.wait_for(204)
+        server.process.terminate()
+        assert server.process.wait(PATIENCE_SECONDS) == 0
+        load.wait_for(204)
+
+    assert_served_throughout(load)
+    assert_each_once(load.projects(), stored_projects(server))
+
+
+def assert_served_throughout(load: Load) -> None:
+    """HTTP lets a server close a connection as a request arrives: a few may be lost so."""
+    assert set(load.statuses) <= {204, 0}
+    assert load.statuses[0] <= 5
+
+
+def test_four_workers_store_20_000_events_exactly_once(start: Callable[..., Server]) -> None:
+    server = start("--keep-alive=60", workers=4)
+    with ThreadPoolExecutor(16) as clients:
+        sent = list(clients.map(send_on_one_connection, [server] * 16, [1250] * 16))
+
+    stored = stored_projects(server)
+    assert len(stored) == 20_000
+    assert_each_once(set().union(*sent), stored)
+
+
+def send_on_one_connection(server: Server, events: int) -> list[str]:
+    projects = [str(uuid.uuid4()) for _ in range(events)]
+    with server.connect() as connection:
+        for project in projects:
+            body = json.dumps(CLI | {"projectId": project}).encode()
+            connection.sendall(request("POST", "/cli", body=body))
+            assert read_answer(connection).status == 204
+    return projects
+
+
+# Disks.
+
+
+def test_a_full_disk_is_answered_503_until_there_is_room_again(
+    tmpfs: Disk, start: Callable[..., Server]
+) -> None:
+    server = start(workers=2, MIN_FREE_MB="0")
+    filler = tmpfs.path / "filler"
+    with Load(server, clients=4, packages=PACKAGES) as load:
+        load.wait_for(204, 10)
+        workers = server.workers()
+        for _ in range(8):
+            fill_the_disk(filler)
+            load.wait_for(503, 10)
+            filler.unlink()
+            load.wait_for(204, 10)
+
+    assert set(load.statuses) == {204, 503}
+    for sent in load.sent:
+        if sent.answer.status != 204:
+            assert_not_stored(sent.answer)
+    stored = stored_projects(server)
+    assert_each_once(load.projects(), stored)
+    assert load.projects(503).isdisjoint(stored)
+    assert server.workers() == workers
+
+
+def fill_the_disk(filler: Path) -> None:
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_events_are_refused_before_the_room_that_is_to_stay_free_is_used(
+    tmpfs: Disk, serve: Callable[..., Server]
+) -> None:
+    server = serve(MIN_FREE_MB="2")
+
+    assert_not_stored(server.send_cli())
+    assert server.send("GET", "/healthz").status == 503
+    assert server.events() == []
+
+    tmpfs.remount("size=4m")
+    assert server.send_cli().status == 204
+    assert server.send("GET", "/healthz").status == 200
+
+
+def test_a_read_only_disk_is_answered_503_until_it_can_be_written_again(
+    tmpfs: Disk, serve: Callable[..., Server]
+) -> None:
+    server = serve(MIN_FREE_MB="0")
+    tmpfs.remount("ro")
+
+    assert_not_stored(server.send_cli())
+    assert server.send("GET", "/healthz").status == 503
+
+    tmpfs.remount("rw")
+    assert server.send_cli().status == 204
+    assert server.send("GET", "/healthz").status == 200
+    assert len(server.events()) == 1
+
+
+def test_half_a_line_that_the_disk_took_is_taken_back(serve: Callable[..., Server]) -> None:
+    """The limit makes the kernel write what fits, and only then refuse the rest."""
+    server = serve()
+    assert server.send_cli().status == 204
+
+    limit_file_size(server, live_file(server).stat().st_size + 100)
+    assert_not_stored(server.send_cli())
+    assert len(server.events()) == 1
+
+    limit_file_size(server, resource.RLIM_INFINITY)
+    assert server.send_cli().status == 204
+    assert len(server.events()) == 2
+
+
+def limit_file_size(server: Server, limit_bytes: int) -> None:
+    for worker in server.workers():
+        _, hard = resource.prlimit(worker, resource.RLIMIT_FSIZE)
+        resource.prlimit(worker, resource.RLIMIT_FSIZE, (limit_bytes, hard))
+
+
+def test_a_frozen_disk_delays_no_answer_beyond_three_seconds(
+    ext4: Disk, start: Callable[..., Server]
+) -> None:
+    """More clients than threads: those that wait in line must be answered in time, too."""
+    server = start(workers=2, MIN_FREE_MB="0")
+    with Load(server, clients=48) as load:
+        load.wait_for(204)
+        with ext4.frozen():
+            began = time.monotonic()
+            server.send("GET", "/healthz")
+            health_seconds = time.monotonic() - began
+            load.wait_for(503, 150)
+            assert server.send("GET", "/healthz").status == 503
+        load.wait_for(204)
+    assert server.send("GET", "/healthz").status == 200
+
+    slowest_seconds = max(health_seconds, *(sent.seconds for sent in load.sent))
+    assert slowest_seconds <= ANSWERED_WITHIN_SECONDS + NOISE_SECONDS
+    assert set(load.statuses) == {204, 503}
+    assert_each_once(load.projects(), stored_projects(server))
+
+
+def test_a_power_cut_loses_nothing_that_was_acknowledged(
+    ext4: Disk, start: Callable[..., Server]
+) -> None:
+    acknowledged: set[str] = set()
+    for _ in range(3):
+        acknowledged |= acknowledged_until_power_cut(ext4, start)
+    last = start(workers=1, MIN_FREE_MB="0")
+    assert last.send_cli(projectId="last").status == 204
+
+    assert_each_once(acknowledged | {"last"}, stored_projects(last))
+
+
+def test_a_power_cut_loses_what_was_not_synced(
+    ext4: Disk,
+    start: Callable[..., Server],
+    data_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The cut of the test above is real: without fsync the events are gone."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text("import os\nos.fsync = os.fdatasync = lambda fd: None\n")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+
+    acknowledged = acknowledged_until_power_cut(ext4, start)
+
+    assert missing_in_files(data_dir, acknowledged)
+
+
+def acknowledged_until_power_cut(disk: Disk, start: Callable[..., Server]) -> set[str]:
+    """Cut the power under load, and come back with the disk as the cut left it.
+
+    What is acknowledged during the cut does not count: Linux may report a sync
+    as done whose transaction it is aborting, and real power takes the server along.
+    """
+    server = start(workers=2, MIN_FREE_MB="0")
+    with Load(server) as load:
+        load.wait_for(204)
+        assert set(load.statuses) == {204}
+        let_a_moment_pass()
+        acknowledged = load.projects()
+        disk.cut_power()
+        load.wait_for(503, 10)
+        assert set(load.statuses) == {204, 503}
+        server.kill()
+    disk.unmount()
+    disk.mount()
+    return acknowledged
+
+
+# An admin's hands.
+
+
+def test_a_file_can_be_moved_away_under_load(start: Callable[..., Server]) -> None:
+    server = start(workers=2)
+    with Load(server) as load:
+        for turn in range(30):
+            load.wait_for(204, 20)
+            live = live_file(server)
+            live.with_name(f"{live.name}.gz").write_bytes(gzip.compress(live.read_bytes()))
+            live.rename(live.with_name(f"moved-{turn}.jsonl"))
+        load.wait_for(204, 20)
+
+    assert set(load.statuses) == {204}
+    stored = stored_projects(server, "events-*.jsonl", "moved-*.jsonl")
+    assert_each_once(load.projects(), stored)
+
+
+@pytest.mark.parametrize(
+    "lose", [Path.unlink, lambda path: os.truncate(path, 0)], ids=["deleted", "emptied"]
+)
+def test_what_is_sent_after_a_file_was_deleted_or_emptied_is_in_a_file(
+    start: Callable[..., Server], lose: Callable[[Path], None]
+) -> None:
+    server = start(workers=2)
+    with Load(server) as load:
+        load.wait_for(204, 20)
+        for _ in range(20):
+            lose(live_file(server))
+            lost_at = time.monotonic()
+            load.wait_for(204, 20)
+            answered = [sent for sent in load.sent if sent.began > lost_at]
+            assert answered
+            assert not missing_in_files(server.data_dir, {sent.project for sent in answered})
+
+    assert set(load.statuses) == {204}
+    assert_each_once(set(), stored_projects(server))
