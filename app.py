@@ -5,6 +5,7 @@ gunicorn                  serve (gunicorn.conf.py names this module)
 """
 
 import ipaddress
+import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping
@@ -30,6 +31,9 @@ PREFLIGHT_MAX_AGE_SECONDS = 24 * 60 * 60
 PIXEL = bytes.fromhex(
     "47494638396101000100800000000000ffffff21f90401000000002c00000000010001000002024401003b"
 )
+
+
+log = logging.getLogger(__name__)
 
 
 class ConfigError(SystemExit):
@@ -115,13 +119,14 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     return Settings(**parsed)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Collector:
     """What the views need of the app they run in."""
 
     settings: Settings
     store: Store
     clock: Callable[[], datetime]
+    has_warned_of_proxy: bool = False
 
 
 def create_app(settings: Settings | None = None, clock: Callable[[], datetime] = utc_now) -> Flask:
@@ -245,11 +250,11 @@ def new_event(source: str) -> dict[str, Any]:
 def stored_address(day: str) -> str | None:
     """Return the client's address as far as TELEMETRY_IP lets it be stored."""
     settings = collector().settings
-    address = parsing.client_address(
-        request.environ.get("REMOTE_ADDR", ""),
-        request.headers.get("X-Forwarded-For", ""),
-        settings.trusted_proxies,
-    )
+    peer = request.environ.get("REMOTE_ADDR", "")
+    forwarded_for = request.headers.get("X-Forwarded-For", "")
+    address = parsing.client_address(peer, forwarded_for, settings.trusted_proxies)
+    if forwarded_for and address == parsing.parse_address(peer):
+        warn_of_proxy(address)
     if address is None or settings.ip == "none":
         return None
     if settings.ip == "masked":
@@ -259,14 +264,26 @@ def stored_address(day: str) -> str | None:
     return str(address)
 
 
+def warn_of_proxy(address: parsing.Address | None) -> None:
+    """Say once that a proxy seems to be there which nobody has said to trust."""
+    known = any(address in network for network in collector().settings.trusted_proxies if address)
+    if address and address.is_private and not known and not collector().has_warned_of_proxy:
+        collector().has_warned_of_proxy = True
+        log.warning(
+            "X-Forwarded-For came from a private address that is not trusted, so that address was "
+            "taken for the client's; if it is your proxy's, set TELEMETRY_TRUSTED_PROXIES to it"
+        )
+
+
 def read_body() -> bytes:
     """Return the whole body.  Raises Rejected where it is too long, cut short or compressed.
 
     Not Werkzeug's get_data(): it cuts a chunked body at its limit, and takes a
     body that ends early for a whole one, in silence both times.
     """
-    if request.headers.get("Content-Encoding", "").lower() not in ("", "identity"):
-        raise Rejected("Content-Encoding: want none, got one.", status=415)
+    encodings = {request.headers.get(f"{part}-Encoding", "") for part in ("Content", "Transfer")}
+    if not {encoding.lower() for encoding in encodings} <= {"", "identity", "chunked"}:
+        raise Rejected("body: want it as it is, got it encoded.", status=415)
     too_large = Rejected(f"body: want at most {MAX_BODY_BYTES} bytes, got more.", status=413)
     length = request.content_length  # None where the body is chunked
     if length is not None and length > MAX_BODY_BYTES:

@@ -37,13 +37,17 @@ class Server:
     """A running server, on a port of its own.  Its log is in `log`, line by line."""
 
     def __init__(
-        self, data_dir: Path, *arguments: str, environ: Mapping[str, str] | None = None
+        self,
+        data_dir: Path,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+        launcher: Iterable[str] = (),
     ) -> None:
         self.data_dir = data_dir
         self.log: list[str] = []
         self.listening = threading.Event()
         self.process = subprocess.Popen(
-            [GUNICORN, "--bind", "127.0.0.1:0", *arguments],
+            [*launcher, GUNICORN, "--bind", "127.0.0.1:0", *arguments],
             cwd=ROOT,
             env={**os.environ, "TELEMETRY_DATA_DIR": str(data_dir), **(environ or {})},
             stderr=subprocess.PIPE,

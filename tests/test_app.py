@@ -311,6 +311,35 @@ def test_the_forwarded_address_is_believed_from_trusted_proxies_only(
     assert [event["ip"] for event in stored(data_dir)] == ["198.51.100.7", "192.0.2.1"]
 
 
+@pytest.mark.parametrize(
+    ("proxies", "peer", "warned"),
+    [
+        pytest.param("", "10.0.0.9", True, id="private and not trusted"),
+        pytest.param("10.0.0.9", "10.0.0.9", False, id="trusted"),
+        pytest.param("", "8.8.8.8", False, id="anybody can send the header"),
+    ],
+)
+def test_a_proxy_nobody_said_to_trust_is_warned_of_once(
+    make_app: Callable[..., Flask],
+    caplog: pytest.LogCaptureFixture,
+    proxies: str,
+    peer: str,
+    warned: bool,
+) -> None:
+    client = make_app(TRUSTED_PROXIES=proxies).test_client()
+    for _ in range(3):
+        send(
+            client,
+            "POST",
+            "/cli",
+            headers={"X-Forwarded-For": "198.51.100.7"},
+            environ_overrides={"REMOTE_ADDR": peer},
+        )
+
+    assert caplog.text.count("set TELEMETRY_TRUSTED_PROXIES") == warned
+    assert peer not in caplog.text
+
+
 def test_what_cannot_be_stored_is_answered_503_and_says_when_to_try_again(
     make_app: Callable[..., Flask], tmp_path: Path
 ) -> None:

@@ -57,6 +57,45 @@ def test_a_server_takes_up_where_another_was_killed(
     assert len(first.lines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("proxies", "believed"),
+    [("", "nobody"), ("127.0.0.1,10.0.0.0/8", "127.0.0.1/32, 10.0.0.0/8")],
+)
+def test_the_log_says_at_start_which_proxies_are_believed(
+    serve: Callable[..., Server], proxies: str, believed: str
+) -> None:
+    server = serve(TRUSTED_PROXIES=proxies)
+    server.stop()
+
+    assert f"X-Forwarded-For is believed from: {believed}" in "\n".join(server.log)
+
+
+def test_several_header_lines_are_one_list_of_hops(serve: Callable[..., Server]) -> None:
+    server = serve(TRUSTED_PROXIES="127.0.0.1,10.0.0.0/8")
+    hops = [("X-Forwarded-For", "6.6.6.6, 198.51.100.7"), ("X-Forwarded-For", "10.0.0.3")]
+
+    assert server.send_cli(hops).status == 204
+    assert [event["ip"] for event in server.events()] == ["198.51.100.7"]
+
+
+@pytest.mark.parametrize("mode", ["masked", "hashed", "none"])
+def test_in_no_mode_but_full_does_an_address_reach_a_file_or_the_log(
+    serve: Callable[..., Server], mode: str
+) -> None:
+    server = serve(TRUSTED_PROXIES="127.0.0.1", IP=mode)
+    forwarded = ("X-Forwarded-For", "198.51.100.77")
+    assert server.send_core([forwarded]).status == 204
+    assert server.send_core([forwarded], version=5).status == 400
+    assert server.send("POST", "/cli", [forwarded, ("X", "a\0b")]).status == 400
+    assert server.send("PUT", "/cli", [forwarded]).status == 405
+    server.stop()
+
+    files = b"".join(path.read_bytes() for path in server.data_dir.iterdir())
+    everything = "\n".join(server.log[5:]).encode() + files
+    assert b"198.51.100.77" not in everything
+    assert b"127.0.0.1" not in everything
+
+
 def test_no_log_holds_an_address_or_a_payload(serve: Callable[..., Server]) -> None:
     server = serve(TRUSTED_PROXIES="127.0.0.1", IP="none")
     forwarded = [("X-Forwarded-For", "198.51.100.7")]

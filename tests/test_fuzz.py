@@ -1,0 +1,71 @@
+"""Random requests on a real socket, for a bounded time; TEST_SEED repeats a run."""
+
+import json
+import os
+import random
+import time
+from base64 import b64encode
+
+import pytest
+
+from server import CLI, CORE, Server
+
+pytestmark = pytest.mark.slow
+FUZZ_SECONDS = 15
+
+
+def head(line: str, *headers: str) -> bytes:
+    return "\r\n".join([line, "Host: x", *headers, "", ""]).encode("latin-1")
+
+
+def good_requests() -> list[bytes]:
+    cli, core = json.dumps(CLI).encode(), b64encode(json.dumps(CORE).encode())
+    chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(cli), cli)
+    return [
+        head("POST /cli HTTP/1.1", f"Content-Length: {len(cli)}") + cli,
+        head("POST /cli HTTP/1.1", "Transfer-Encoding: chunked") + chunked,
+        head("POST / HTTP/1.1", f"Content-Length: {len(core)}", "Origin: https://a.example") + core,
+        head(f"GET /?payload={core.decode()} HTTP/1.1", "Referer: https://a.example/x"),
+        head("GET /telemetry?payload=x HTTP/1.1", "User-Agent: Mozilla/5.0 Firefox/128.0"),
+        head("GET / HTTP/1.1", "DNT: 1"),
+        head("OPTIONS /cli HTTP/1.1", "Access-Control-Request-Method: POST"),
+    ]
+
+
+PIECES = [b"\0", b"\r\n", b"\n", b":", b"{", b"[" * 999, b'"', b"\\ud800", b"%", b"=", b"\xff"]
+PIECES += [b"9" * 999, b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"NaN", b"\x9b"]
+
+
+def mutate(request: bytes, chance: random.Random) -> bytes:
+    """Change a few places: a byte, a piece more, a part less, a part twice."""
+    for _ in range(chance.randrange(4)):
+        at, length = chance.randrange(len(request) + 1), chance.randrange(40)
+        part, rest = request[at : at + length], request[at + length :]
+        piece = chance.choice(PIECES)
+        changed = chance.choice([b"", part + part, piece, piece + part, bytes(reversed(part))])
+        request = request[:at] + changed + rest
+    return request
+
+
+def test_whatever_is_sent_is_answered_below_500_and_breaks_no_line(server: Server) -> None:
+    seed = int(os.environ.get("TEST_SEED", time.time_ns() % 2**32))
+    print(f"TEST_SEED={seed}")
+    chance = random.Random(seed)
+    stored = sent = 0
+    until = time.monotonic() + FUZZ_SECONDS
+    while time.monotonic() < until:
+        request = mutate(chance.choice(good_requests()), chance)
+        answer = server.raw(request)
+        sent += 1
+        assert answer.status < 500, request
+        assert answer.status not in range(300, 400), request
+        stored += answer.headers.get("x-telemetry-outcome") == "stored"
+
+    lines = server.lines()
+    assert 0 < stored <= len(lines) < sent
+    for line in lines:
+        assert all(32 <= byte < 127 for byte in line)
+        assert json.loads(line)["source"] in ("core", "cli")
+    assert server.stop() == 0
+    assert not [entry for entry in server.log if "Traceback" in entry or "ERROR" in entry]
+    print(f"{sent} requests, {stored} stored")

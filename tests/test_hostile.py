@@ -1,0 +1,291 @@
+"""Any bytes at all, on a real socket: the right answer, below 500, and no broken line."""
+
+import json
+import socket
+import time
+from base64 import b64encode
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from server import CLI, CORE, PATIENCE_SECONDS, ROOT, Answer, Server, read_answer
+
+GOOD = json.dumps(CLI).encode()
+CORE_B64 = b64encode(json.dumps(CORE).encode())
+RECEIVE_SECONDS = 10  # the contract's limit for a whole request
+TRANSFER_CHUNKED = ("Transfer-Encoding", "chunked")
+
+
+def chunked(*chunks: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + end
+
+
+def padded(length: int) -> bytes:
+    """A good command's event that is `length` bytes long."""
+    return GOOD + b" " * (length - len(GOOD))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """One server for all: what one row does to it, the next would notice."""
+    server = Server(tmp_path_factory.mktemp("hostile") / "data")
+    yield server
+    server.kill()
+
+
+def is_refused(server: Server, answer: Answer, before: int) -> bool:
+    return len(server.lines()) == before and answer.headers.get("x-telemetry-outcome") == "refused"
+
+
+CL = "Content-Length"
+BODIES = [
+    pytest.param(padded(65_536), [], 204, id="64 KiB"),
+    pytest.param(padded(65_537), [], 413, id="64 KiB and a byte"),
+    pytest.param(chunked(padded(65_536)), [TRANSFER_CHUNKED], 204, id="64 KiB chunked"),
+    pytest.param(chunked(padded(65_537)), [TRANSFER_CHUNKED], 413, id="a byte more, chunked"),
+    pytest.param(chunked(*[b"x" * 8192] * 25), [TRANSFER_CHUNKED], 413, id="200 KiB chunked"),
+    pytest.param(chunked(GOOD[:9], GOOD[9:]), [TRANSFER_CHUNKED], 204, id="two chunks"),
+    pytest.param(chunked(GOOD, end=b""), [TRANSFER_CHUNKED], 400, id="no last chunk"),
+    pytest.param(chunked(GOOD, end=b"0\r\n"), [TRANSFER_CHUNKED], 400, id="no end of trailers"),
+    pytest.param(b"5\r\n{}", [TRANSFER_CHUNKED], 400, id="chunk cut short"),
+    pytest.param(b"2\r\n{}XX0\r\n\r\n", [TRANSFER_CHUNKED], 400, id="chunk without its end"),
+    pytest.param(b"zz\r\n{}\r\n0\r\n\r\n", [TRANSFER_CHUNKED], 400, id="chunk size not hex"),
+    pytest.param(b"-1\r\n{}\r\n0\r\n\r\n", [TRANSFER_CHUNKED], 400, id="negative chunk size"),
+    pytest.param(GOOD, [(CL, str(len(GOOD) + 1))], 400, id="a byte short"),
+    pytest.param(b"", [(CL, "10")], 400, id="no body at all"),
+    pytest.param(GOOD, [(CL, "0")], 400, id="said to be empty"),
+    pytest.param(GOOD, [(CL, "-1")], 400, id="negative length"),
+    pytest.param(GOOD, [(CL, "+9")], 400, id="length with a sign"),
+    pytest.param(GOOD, [(CL, "9" * 30)], 413, id="enormous length"),
+    pytest.param(GOOD, [(CL, "1"), (CL, "2")], 400, id="two lengths"),
+    pytest.param(GOOD, [(CL, "5"), TRANSFER_CHUNKED], 400, id="length and chunked"),
+    pytest.param(GOOD, [("Transfer-Encoding", "xchunked")], 400, id="unknown coding"),
+    pytest.param(
+        chunked(GOOD), [("Transfer-Encoding", "gzip, chunked")], 415, id="gzip below the chunks"
+    ),
+    pytest.param(GOOD, [("Content-Encoding", "gzip")], 415, id="gzip"),
+    pytest.param(b"\x1f\x8b", [("Content-Encoding", "br")], 415, id="br"),
+    pytest.param(b"[" * 60_000, [], 400, id="deep nesting"),
+    pytest.param(b'{"x":' * 10_000 + b"1" + b"}" * 10_000, [], 400, id="deep objects"),
+    pytest.param(GOOD[:-1] + b',"x":' + b"9" * 60_000 + b"}", [], 400, id="huge integer"),
+    pytest.param(GOOD[:-1] + b',"x":1e999}', [], 204, id="a float past all, in no field of ours"),
+    pytest.param(GOOD[:-1] + b',"x":NaN}', [], 400, id="NaN"),
+    pytest.param(GOOD[:-1] + b',"command":"\\ud800"}', [], 400, id="lone surrogate"),
+    pytest.param(GOOD[:-1] + b',"command":"\\u0000"}', [], 400, id="NUL, escaped"),
+    pytest.param(GOOD[:-1] + b',"command":"\0"}', [], 400, id="NUL"),
+    pytest.param(GOOD[:-1] + b',"command":"\xff"}', [], 400, id="not UTF-8"),
+    pytest.param(GOOD[:-1] + b',"command":"\\u001b[2J"}', [], 400, id="terminal escape"),
+    pytest.param(GOOD[:-1] + ',"command":"\u202e"}'.encode(), [], 204, id="right-to-left override"),
+    pytest.param(GOOD.decode().encode("utf-16"), [], 400, id="UTF-16"),
+    pytest.param(b"\0" * 65_536, [], 400, id="NUL bytes"),
+    pytest.param(GOOD[:-1] + b',"nodeVersion":"v22"}', [], 204, id="a key twice: the last wins"),
+]
+
+
+@pytest.mark.parametrize(("body", "headers", "status"), BODIES)
+def test_a_hostile_body_has_its_answer(
+    shared: Server, body: bytes, headers: list[tuple[str, str]], status: int
+) -> None:
+    before = len(shared.lines())
+    answer = shared.send("POST", "/cli", headers, body)
+
+    assert answer.status == status
+    if status == 204:
+        assert len(shared.lines()) == before + 1
+        assert json.loads(shared.lines()[-1])["source"] == "cli"
+    else:
+        assert is_refused(shared, answer, before)
+        assert json.loads(answer.body)["status"] == status
+
+
+HEADS = [
+    pytest.param(b"GET /?payload=" + b"A" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, id="long"),
+    pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 9000 + b"\r\n\r\n", 431, id="big"),
+    pytest.param(b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 101 + b"\r\n", 431, id="many headers"),
+    pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n", 400, id="NUL in a header"),
+    pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\nX: a\x1bb\r\n\r\n", 400, id="ESC in a header"),
+    pytest.param(b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400, id="space before the colon"),
+    pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400, id="two hosts"),
+    pytest.param(b"GET / HTTP/1.1\nHost: x\n\n", 400, id="bare line feeds"),
+    pytest.param(b"GET / HTTP/9.9\r\nHost: x\r\n\r\n", 400, id="unknown version"),
+    pytest.param(b"get / HTTP/1.1\r\nHost: x\r\n\r\n", 400, id="method in lower case"),
+    pytest.param(b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400, id="TLS"),
+    pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, id="HTTP/2"),
+    pytest.param(b"\r\n\r\n\r\n\r\n", 400, id="nothing"),
+    pytest.param(
+        b"POST /cli HTTP/1.1\r\nHost: x\r\nExpect: magic\r\n\r\n", 417, id="an expectation"
+    ),
+    pytest.param(b"GET /%00%ff/../..//etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", 404, id="path"),
+    pytest.param(b"TRACE / HTTP/1.1\r\nHost: x\r\n\r\n", 405, id="TRACE"),
+    pytest.param(b"GET /?payload=%00%ff%zz HTTP/1.1\r\nHost: x\r\n\r\n", 400, id="bad escapes"),
+    pytest.param(b"GET /?payload=YQ==x HTTP/1.1\r\nHost: x\r\n\r\n", 400, id="after the padding"),
+    pytest.param(b"GET /?payload=Y!Q= HTTP/1.1\r\nHost: x\r\n\r\n", 400, id="not in the alphabet"),
+    pytest.param(b"GET /?payload= HTTP/1.1\r\nHost: x\r\n\r\n", 400, id="empty payload"),
+]
+
+
+@pytest.mark.parametrize(("head", "status"), HEADS)
+def test_a_hostile_head_has_its_answer(shared: Server, head: bytes, status: int) -> None:
+    before = len(shared.lines())
+    answer = shared.raw(head)
+
+    assert answer.status == status
+    assert is_refused(shared, answer, before)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert json.loads(answer.body)["status"] == status
+
+
+@pytest.mark.parametrize(
+    "name", ["User-Agent", "Origin", "Referer", "X-Forwarded-For", "DNT", "Sec-GPC", "SCRIPT_NAME"]
+)
+@pytest.mark.parametrize(
+    "value",
+    ["", "x" * 8000, "\x9b31m\x80", "é" * 3000, "," * 8000, "[" * 8000, "http://" + "." * 7000],
+    ids=["empty", "8 KB", "C1 controls", "UTF-8", "commas", "brackets", "dots"],
+)
+def test_a_header_of_any_content_does_no_harm(shared: Server, name: str, value: str) -> None:
+    before = len(shared.lines())
+    on_the_wire = value.encode("latin-1" if "\x9b" in value else "utf-8").decode("latin-1")
+    answer = shared.send("POST", "/", [(name, on_the_wire[:8100])], CORE_B64)
+
+    assert answer.status == 204
+    (line,) = shared.lines()[before:]
+    assert all(32 <= byte < 127 for byte in line)
+
+
+def test_what_a_client_was_refused_is_never_logged(serve: Callable[..., Server]) -> None:
+    """Nor its address: gunicorn's own message for a broken request would hold it."""
+    server = serve()
+    server.raw(b"GET / HTTP/1.1\r\nfindme: a\0b\r\n\r\n")
+    server.raw(b"findme\r\n\r\n")
+    server.stop()
+
+    everything = "\n".join(server.log[5:])
+    assert "findme" not in everything
+    assert "127.0.0.1" not in everything
+
+
+# Slow and idle clients.
+
+
+def connect_many(server: Server, sent: bytes) -> list[socket.socket]:
+    """Twice as many connections as there are threads, each with only this sent."""
+    threads = 2 * 16
+    connections = [server.connect() for _ in range(threads)]
+    for connection in connections:
+        connection.sendall(sent)
+    return connections
+
+
+def answered_in(server: Server) -> float:
+    began = time.monotonic()
+    assert server.send_cli().status == 204
+    return time.monotonic() - began
+
+
+def test_others_are_answered_at_once_beside_silent_connections(server: Server) -> None:
+    connections = connect_many(server, b"")
+
+    assert answered_in(server) < 3  # threads held by the silent would make it five or more
+    assert server.stop() == 0
+    for connection in connections:
+        connection.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sent",
+    [b"P", b"POST /cli HTTP/1.1\r\nX: ", b"POST /cli HTTP/1.1\r\nContent-Length: 9999\r\n\r\n{"],
+    ids=["first byte", "headers", "body"],
+)
+def test_others_are_answered_within_the_limit_beside_slow_clients(
+    server: Server, sent: bytes
+) -> None:
+    connections = connect_many(server, sent)
+
+    assert answered_in(server) < RECEIVE_SECONDS + 3  # as noisy as a test machine is
+    for connection in connections:
+        connection.close()
+
+
+@pytest.mark.slow
+def test_a_stop_does_not_wait_longer_for_slow_clients(server: Server) -> None:
+    connections = connect_many(server, b"POST /cli HTTP/1.1\r\n")
+    assert server.log  # it serves
+    began = time.monotonic()
+
+    assert server.stop() == 0
+    assert time.monotonic() - began < RECEIVE_SECONDS + 3
+    for connection in connections:
+        connection.close()
+
+
+@pytest.mark.slow
+def test_a_body_that_comes_too_slowly_is_a_400_and_stores_nothing(server: Server) -> None:
+    with server.connect() as sock:
+        sock.sendall(b"POST /cli HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        answer = read_answer(sock)
+
+    assert answer.status == 400
+    assert server.lines() == []
+
+
+def test_a_client_that_does_not_close_holds_up_nobody(server: Server) -> None:
+    """gunicorn's own loop would wait two seconds for each of them."""
+    request = b"POST /cli HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    connections = connect_many(server, request % len(GOOD) + GOOD)
+
+    assert answered_in(server) < 3
+    for connection in connections:
+        connection.close()
+    assert len(server.lines()) == len(connections) + 1
+
+
+def test_a_slow_but_whole_request_is_taken(server: Server) -> None:
+    head = f"POST /cli HTTP/1.1\r\nHost: x\r\nContent-Length: {len(GOOD)}\r\n\r\n".encode()
+    with server.connect() as sock:
+        for part in (head[:5], head[5:], GOOD[:5], GOOD[5:]):
+            sock.sendall(part)
+            time.sleep(0.3)  # a slow client is the thing under test
+        assert read_answer(sock).status == 204
+
+
+def test_one_connection_carries_many_requests(server: Server) -> None:
+    request = b"POST /cli HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+    with server.connect() as sock:
+        for _ in range(3):
+            sock.sendall(request)
+            with sock.makefile("rb") as stream:
+                assert b"204" in stream.readline()
+                while stream.readline().strip():
+                    pass
+        sock.sendall(request * 3)  # and pipelined
+        received = b""
+        while received.count(b"HTTP/1.1 204") < 3:
+            received += sock.recv(65_536)
+    assert len(server.lines()) == 6
+
+
+def test_more_connections_than_descriptors_do_not_stop_the_worker(data_dir: Path) -> None:
+    """With 128 descriptors, 64 connections are taken in and the rest wait in the kernel."""
+    server = Server(data_dir, launcher=["prlimit", "--nofile=128:128"])
+    try:
+        connections = [server.connect() for _ in range(200)]
+        for connection in connections[:100]:
+            connection.sendall(b"P")
+        for connection in connections:
+            connection.close()
+        assert answered_in(server) < PATIENCE_SECONDS
+    finally:
+        server.kill()
+
+
+def test_gunicorn_is_the_one_the_worker_class_was_written_for() -> None:
+    pinned = dict(
+        line.split()[0].split("==")
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if "==" in line
+    )
+    assert version("gunicorn") == pinned["gunicorn"]

@@ -1,0 +1,115 @@
+"""What holds for any value and any bytes."""
+
+import json
+from base64 import b64encode
+from typing import Any
+
+import pytest
+
+pytest.importorskip("hypothesis", reason="needs requirements-dev.txt")
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import parsing
+import storage
+from parsing import CLI, CORE, Rejected, check_fields, parse_cli, parse_core
+
+settings.register_profile("noisy", deadline=None)  # of one example: the machine may be busy
+settings.load_profile("noisy")
+
+TEXT = st.text(st.characters(exclude_categories=()), max_size=300)
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=9) | st.dictionaries(TEXT, inner, max_size=9),
+    max_leaves=20,
+)
+
+
+def nearly(good: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Objects with the right fields, most of them of the right type."""
+    fields = {
+        name: st.one_of(st.just(value), st.just(value), VALUE) for name, value in good.items()
+    }
+    return st.fixed_dictionaries({}, optional=fields)
+
+
+CORE_VALUES = VALUE | nearly(
+    {"providers": [True] * 8, "version": "5", "resourceCount": 3, "projectId": None, "x": 1}
+)
+CLI_VALUES = VALUE | nearly(
+    {
+        "nodeEnv": "ci",
+        "nodeVersion": "v20",
+        "os": "",
+        "packages": [{"name": "a", "version": None}],
+        "projectFramework": "vite",
+    }
+)
+
+
+def normal_form(parse: Any, document: Any) -> Any:
+    """What `parse` makes of it; None where it refuses, in one sentence that shows no value."""
+    try:
+        return parse(document)
+    except Rejected as exc:
+        refused = exc
+    assert refused.status == 400
+    assert refused.detail.endswith(".")
+    assert "\n" not in refused.detail
+    return None
+
+
+@given(CORE_VALUES)
+def test_a_core_payload_has_a_normal_form_or_is_refused(value: Any) -> None:
+    payload = normal_form(parse_core, b64encode(json.dumps(value).encode()).decode())
+
+    if payload is not None:
+        assert list(payload) == [field.name for field in CORE]
+        assert check_fields(CORE, payload) == payload
+
+
+@given(CLI_VALUES)
+def test_a_cli_payload_has_a_normal_form_or_is_refused(value: Any) -> None:
+    payload = normal_form(parse_cli, json.dumps(value).encode())
+
+    if payload is not None:
+        assert list(payload) == [field.name for field in CLI]
+        assert check_fields(CLI, payload) == payload
+
+
+@given(st.binary(max_size=500))
+def test_any_bytes_are_refused_or_parsed(document: bytes) -> None:
+    normal_form(parse_cli, document)
+    normal_form(parse_core, document.decode("latin-1"))
+    normal_form(parse_core, b64encode(document).decode())
+
+
+@given(st.binary(max_size=300))
+def test_base64_comes_back_as_it_was(raw: bytes) -> None:
+    encoded = b64encode(raw).decode()
+
+    for variant in (encoded, encoded.rstrip("="), encoded.translate(str.maketrans("+/", "-_"))):
+        assert parsing.decode_base64(variant) == raw
+
+
+@given(st.dictionaries(TEXT, TEXT, max_size=20))
+def test_a_line_holds_nothing_that_breaks_it_or_acts_on_a_terminal(record: dict) -> None:
+    line = storage.encode(record)
+
+    assert all(" " <= character <= "~" for character in line)
+    assert json.loads(line) == record
+
+
+@given(TEXT)
+def test_any_header_gives_a_clean_value_or_none(header: str) -> None:
+    hostname = parsing.parse_hostname(header)
+    assert hostname is None or (len(hostname) <= 253 and hostname.isascii() and hostname)
+    for value in parsing.describe_agent(header).values():
+        assert value is None or not parsing.UNSAFE.search(value)
+
+
+@given(TEXT, TEXT)
+def test_an_address_is_canonical_or_none(peer: str, forwarded_for: str) -> None:
+    address = parsing.client_address(peer, forwarded_for, [])
+
+    assert address is None or parsing.parse_address(str(address)) == address
