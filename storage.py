@@ -235,11 +235,14 @@ class Store:
 
     def health(self) -> dict[str, Any]:
         """Say whether an event would be stored now (`ok`), and what is known about it."""
+        # Before the first event, the directory that it will be made in.
+        there = self.directory.absolute()
+        while not there.exists() and there != there.parent:
+            there = there.parent
         free, writable = 0, False
         with contextlib.suppress(OSError):
-            make_directory(self.directory)
-            free = free_bytes(self.directory)
-            writable = os.access(self.directory, os.W_OK | os.X_OK)
+            free = free_bytes(there)
+            writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
         # An error counts for a while only: as long as no event comes, nothing
         # else would show that its cause is gone.
         recent = self.clock() - timedelta(seconds=DISTRUST_SECONDS)
