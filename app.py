@@ -21,6 +21,7 @@ from werkzeug.exceptions import HTTPException
 
 import parsing
 from parsing import Rejected
+from report import report_command
 from storage import NotStored, Store, encode, timestamp, utc_now
 
 MAX_BODY_BYTES = 64 * 1024
@@ -149,6 +150,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], datetime] =
     app.register_error_handler(NotStored, try_again)
     app.register_error_handler(HTTPException, explain)
     app.after_request(add_headers)
+    app.cli.add_command(report_command)
     return app
 
 
