@@ -1,0 +1,322 @@
+"""clients/browser.js in a real Chromium, on a page of another origin than the server."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import threading
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from chromium import Chromium, Site, Tab
+from server import CORE, PATIENCE_SECONDS, ROOT, Server, wait_until
+
+pytestmark = pytest.mark.slow
+
+CLIENT = (ROOT / "clients/browser.js").read_text(encoding="utf-8")
+PAYLOAD = CORE | {"projectId": "größe-😀"}
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+
+# Chromium, and what it is without the two things that only it has.
+BROWSERS = {
+    "Chromium": "",
+    "as in Safari": "delete window.fetchLater; delete window.requestIdleCallback;",
+}
+
+NEVER_IDLE = "window.requestIdleCallback = () => {};"
+ENDS = ("Network.responseReceived", "Network.loadingFailed")
+
+PAGE = """<!doctype html>
+<title>An app</title>
+<link rel="icon" href="data:,">
+<script type="module">
+  import { sendTelemetry } from "/browser.js";
+  sendTelemetry(OPTIONS);
+  sendTelemetry(OPTIONS);
+</script>
+"""
+
+OpenApp = Callable[..., Tab]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if not program:
+        skip = pytest.fail if os.environ.get("CI") else pytest.skip
+        skip("Chromium is not installed")
+    chromium = Chromium(program, tmp_path_factory.mktemp("chromium"))
+    yield chromium
+    chromium.close()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """Where the app comes from."""
+    app_site = Site()
+    app_site.files["/browser.js"] = ("text/javascript", CLIENT.encode())
+    yield app_site
+    app_site.close()
+
+
+@pytest.fixture
+def collector() -> Iterator[Site]:
+    """In the place of the server, to see what is on the wire."""
+    recorder = Site(status=204)
+    yield recorder
+    recorder.close()
+
+
+@pytest.fixture(params=BROWSERS)
+def features(request: pytest.FixtureRequest) -> str:
+    return BROWSERS[request.param]
+
+
+@pytest.fixture
+def open_app(browser: Chromium, site: Site) -> Iterator[OpenApp]:
+    """Open, in a tab of its own, an app that calls sendTelemetry twice."""
+    tabs: list[Tab] = []
+
+    def build(port: int, script: str = "", host: str = "admin.localhost", **options: Any) -> Tab:
+        options = {"url": telemetry(port), "payload": PAYLOAD} | options
+        page = PAGE.replace("OPTIONS", json.dumps(options))
+        site.files["/app"] = ("text/html", page.encode())
+        tabs.append(browser.open_tab(script))
+        tabs[-1].go(f"http://{host}:{site.port}/app")
+        return tabs[-1]
+
+    yield build
+    for tab in tabs:
+        tab.close()
+
+
+def telemetry(port: int) -> str:
+    return f"http://127.0.0.1:{port}/telemetry"
+
+
+def payloads(collector: Site) -> list[Any]:
+    return [json.loads(b64decode(asked.body)) for asked in collector.asked]
+
+
+def wait_until_loaded(tab: Tab) -> None:
+    """Wait until the page has loaded, and done what it does when it is idle."""
+    tab.wait_for("Page.loadEventFired")
+    tab.wait_until_idle()
+
+
+def test_a_page_load_is_one_event_that_tells_browser_system_and_host(
+    browser: Chromium, open_app: OpenApp, server: Server, features: str
+) -> None:
+    tab = open_app(server.port, features)
+    tab.wait_for("Network.loadingFinished")
+    wait_until_loaded(tab)
+    wait_until(server.events)
+
+    (event,) = server.events()
+    assert event["payload"]["projectId"] == "größe-😀"
+    assert event["payload"]["version"] == "5.0.12"
+    assert (event["source"], event["hostname"]) == ("core", "admin.localhost")
+    assert event["browser"] == "HeadlessChrome"
+    assert event["browser_version"].split(".")[0] == browser.version.split(".")[0]
+    assert event["os"] == "Linux"
+    assert len(tab.requests(telemetry(server.port))) == 1
+    assert tab.errors() == []
+
+
+def test_each_load_of_a_page_is_counted(open_app: OpenApp, server: Server) -> None:
+    tab = open_app(server.port)
+    wait_until(lambda: len(server.events()) == 1)
+    tab.call("Page.reload")
+    wait_until(lambda: len(server.events()) == 2)
+
+
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        pytest.param("", {"disableTelemetry": True}, id="disableTelemetry"),
+        pytest.param(
+            "Object.defineProperty(Navigator.prototype, 'globalPrivacyControl', {value: true})",
+            {},
+            id="Global Privacy Control",
+        ),
+        pytest.param(
+            "Object.defineProperty(Navigator.prototype, 'doNotTrack', {value: '1'})",
+            {},
+            id="Do Not Track",
+        ),
+    ],
+)
+def test_an_opt_out_sends_nothing(
+    open_app: OpenApp, collector: Site, script: str, options: dict[str, bool]
+) -> None:
+    tab = open_app(collector.port, script, **options)
+    wait_until_loaded(tab)
+    tab.evaluate("dispatchEvent(new Event('pagehide'))")
+    tab.wait_until_idle()
+
+    assert tab.requests(telemetry(collector.port)) == []
+    assert collector.asked == []
+
+
+def test_one_plain_post_without_a_cookie_is_all_there_is_on_the_wire(
+    open_app: OpenApp, site: Site, collector: Site, features: str
+) -> None:
+    # One host, two ports: two origins, but cookies know no ports.
+    tab = open_app(collector.port, features + "document.cookie = 'who=me';", host="127.0.0.1")
+    wait_until(lambda: collector.asked)
+    wait_until_loaded(tab)
+
+    (asked,) = collector.asked
+    assert (asked.method, asked.path) == ("POST", "/telemetry")
+    assert asked.headers["Content-Type"] == "text/plain;charset=UTF-8"
+    assert asked.headers["Origin"] == f"http://127.0.0.1:{site.port}"
+    assert "/app" not in asked.headers.get("Referer", "")
+    assert "Cookie" not in asked.headers
+    assert json.loads(b64decode(asked.body)) == PAYLOAD
+    assert tab.evaluate("document.cookie") == "who=me"
+
+
+def test_nothing_is_sent_before_the_load_event(
+    open_app: OpenApp, site: Site, collector: Site, features: str
+) -> None:
+    site.held["/slow.png"] = threading.Event()
+    slow_image = "addEventListener('DOMContentLoaded', () => new Image().src = '/slow.png');"
+
+    tab = open_app(collector.port, features + slow_image)
+    wait_until(lambda: "/slow.png" in [asked.path for asked in site.asked])
+    tab.wait_until_idle()
+
+    assert tab.events("Page.loadEventFired") == []
+    assert tab.requests(telemetry(collector.port)) == []
+    site.held["/slow.png"].set()
+    wait_until(lambda: collector.asked)
+
+
+def test_nothing_is_sent_while_the_browser_is_busy(open_app: OpenApp, collector: Site) -> None:
+    tab = open_app(collector.port, NEVER_IDLE)
+    tab.wait_for("Page.loadEventFired")
+    tab.evaluate("new Promise(done => setTimeout(done))")
+
+    assert tab.requests(telemetry(collector.port)) == []
+
+
+@contextlib.contextmanager
+def failing_server(kind: str) -> Iterator[int]:
+    """Give the port of a server that is down, mute, or cannot store an event now."""
+    if kind == "503":
+        with contextlib.closing(Site(status=503)) as site:
+            yield site.port
+    else:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            if kind == "mute":
+                taken.listen()
+            yield taken.getsockname()[1]
+
+
+def errors(tab: Tab, *, of_the_network: bool) -> list[tuple[str, str]]:
+    return [error for error in tab.errors() if of_the_network or error[0] != "network"]
+
+
+@pytest.mark.parametrize("kind", ["down", "mute", "503"])
+def test_a_server_that_fails_leaves_no_trace_in_the_app(
+    open_app: OpenApp, kind: str, features: str
+) -> None:
+    with failing_server(kind) as port:
+        tab = open_app(port, features)
+        wait_until_loaded(tab)
+        (request,) = tab.requests(telemetry(port))
+        if kind != "mute":
+            tab.wait_for(*ENDS, requestId=request["requestId"])
+            tab.wait_until_idle()
+
+    # Of what fetch sends, Chromium itself notes the failure; no script can prevent that.
+    assert errors(tab, of_the_network=not features) == []
+
+
+def test_a_mute_server_is_given_up_after_three_seconds(open_app: OpenApp) -> None:
+    with failing_server("mute") as port:
+        tab = open_app(port, BROWSERS["as in Safari"])
+        wait_until_loaded(tab)
+        (request,) = tab.requests(telemetry(port))
+        end = tab.wait_for(*ENDS, requestId=request["requestId"])
+        tab.wait_until_idle()
+
+    assert end["canceled"]
+    assert 2.9 < end["timestamp"] - request["timestamp"] < 10
+    assert errors(tab, of_the_network=True) == []
+
+
+@pytest.mark.parametrize("script", ["", NEVER_IDLE], ids=["idle soon", "never idle"])
+def test_a_tab_that_is_closed_right_after_load_is_counted_once(
+    open_app: OpenApp, collector: Site, features: str, script: str
+) -> None:
+    tab = open_app(collector.port, features + script)
+    tab.wait_for("Page.loadEventFired")
+    tab.close()
+    wait_until(lambda: collector.asked)
+    open_app(collector.port, payload="the next")
+    wait_until(lambda: payloads(collector)[-1] == "the next")
+
+    assert payloads(collector) == [PAYLOAD, "the next"]
+
+
+def test_a_tab_that_is_closed_before_the_server_is_reached_is_counted(
+    open_app: OpenApp, features: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        port = listener.getsockname()[1]
+        listener.settimeout(PATIENCE_SECONDS)
+        with full_queue(port):
+            tab = open_app(port, features)
+            wait_until_loaded(tab)
+            assert len(tab.requests(telemetry(port))) == 1
+            tab.close()
+        while not (request := receive(listener)):
+            pass
+
+    assert request.startswith(b"POST /telemetry ")
+
+
+@contextlib.contextmanager
+def full_queue(port: int) -> Iterator[None]:
+    """Take every place in the queue of connections to be accepted."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", port))
+        yield
+
+
+def receive(listener: socket.socket) -> bytes:
+    connection, _ = listener.accept()
+    with connection:
+        return connection.recv(4096)
+
+
+def test_an_error_in_the_client_stays_there(
+    open_app: OpenApp, collector: Site, features: str
+) -> None:
+    no_json = "Object.prototype.toJSON = () => { throw new Error('no JSON'); };"
+
+    tab = open_app(collector.port, features + no_json)
+    wait_until_loaded(tab)
+
+    assert tab.requests(telemetry(collector.port)) == []
+    assert tab.errors() == []
+
+
+def test_the_client_is_under_two_kilobytes_and_needs_no_other_file() -> None:
+    """No minifier here: without comments and indentation is an upper bound of what one makes."""
+    code = re.sub(r"/\*\*.*?\*/", "", CLIENT, flags=re.DOTALL)
+    lines = [re.sub(r"(^|\s)//.*", "", line).strip() for line in code.splitlines()]
+
+    assert len("\n".join(filter(None, lines)).encode()) < 2048
+    assert "import" not in code

@@ -1,0 +1,261 @@
+"""clients/cli.mjs in a real Node, called by a small tool."""
+
+import json
+import os
+import platform
+import shutil
+import socket
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server import PATIENCE_SECONDS, ROOT, Server, children, wait_until
+
+pytestmark = pytest.mark.slow
+
+CLIENT = (ROOT / "clients/cli.mjs").as_uri()
+PACKAGE = {
+    "dependencies": {"@refinedev/core": "^5.0.0", "react": "^19.0.0"},
+    "devDependencies": {"@refinedev/cli": "^2.0.0", "@refinedev/devtools": "^2.0.0"},
+}
+RUNS = 7
+
+Tool = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="module")
+def node() -> str:
+    program = shutil.which("node")
+    if not program:
+        skip = pytest.fail if os.environ.get("CI") else pytest.skip
+        skip("Node is not installed")
+    return program
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project in a monorepo: one package is its own, one is shared, one is not installed."""
+    directory = tmp_path / "monorepo" / "app"
+    write_json(directory / "package.json", PACKAGE)
+    write_json(directory / "node_modules/@refinedev/core/package.json", {"version": "5.0.12"})
+    write_json(directory / "../node_modules/@refinedev/core/package.json", {"version": "4.0.0"})
+    write_json(directory / "../node_modules/@refinedev/cli/package.json", {"version": "2.16.52"})
+    return directory
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def start_tool(node: str, project: Path) -> Iterator[Tool]:
+    """Start a tool that calls sendTelemetry, in a directory of the project.
+
+    It ends when its standard input does.
+    """
+    started: list[subprocess.Popen[str]] = []
+
+    def start(
+        environ: dict[str, str] | None = None, before: str = "", **options: Any
+    ) -> "subprocess.Popen[str]":
+        call = f"sendTelemetry({json.dumps(options)});" if options else ""
+        script = f"""
+            import {{ sendTelemetry }} from {json.dumps(CLIENT)};
+            {before}
+            {call}
+            console.log("called");
+            process.stdin.resume();
+        """
+        (project / "src").mkdir(exist_ok=True)
+        tool = subprocess.Popen(
+            [node, "--input-type=module", "--eval", script],
+            cwd=project / "src",
+            env={"PATH": os.environ["PATH"], **(environ or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(tool)
+        return tool
+
+    yield start
+    for tool in started:
+        tool.communicate(timeout=PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def mute() -> Iterator[socket.socket]:
+    """A server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PATIENCE_SECONDS)
+        yield listener
+
+
+def url(server: Server | socket.socket) -> str:
+    port = server.port if isinstance(server, Server) else server.getsockname()[1]
+    return f"http://127.0.0.1:{port}/cli"
+
+
+def finish(tool: "subprocess.Popen[str]") -> str:
+    """Let the tool end, and return all that it printed."""
+    output, _ = tool.communicate(timeout=PATIENCE_SECONDS)
+    assert tool.returncode == 0
+    return output
+
+
+def test_a_command_is_one_event_that_tells_what_it_ran_with(
+    start_tool: Tool, node: str, server: Server
+) -> None:
+    tool = start_tool(
+        {"NODE_ENV": "production"},
+        url=url(server),
+        command="dev",
+        projectId="größe-😀",
+        projectFramework="vite",
+        packages="@refinedev/",
+    )
+
+    assert finish(tool) == "called\n"
+    wait_until(server.events)
+    (event,) = server.events()
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True)
+    assert event["source"] == "cli"
+    assert event["payload"] == {
+        "nodeEnv": "production",
+        "nodeVersion": version.stdout.strip(),
+        "os": "Linux",
+        "osVersion": platform.release(),
+        "command": "dev",
+        "packages": [
+            {"name": "@refinedev/core", "version": "5.0.12"},
+            {"name": "@refinedev/cli", "version": "2.16.52"},
+            {"name": "@refinedev/devtools", "version": None},
+        ],
+        "projectFramework": "vite",
+        "projectId": "größe-😀",
+    }
+
+
+def test_what_the_tool_does_not_say_is_not_guessed(start_tool: Tool, server: Server) -> None:
+    finish(start_tool(url=url(server), command="dev"))
+    wait_until(server.events)
+
+    (event,) = server.events()
+    told = ("packages", "projectFramework", "projectId")
+    assert [event["payload"][name] for name in told] == [[], "unknown", None]
+
+
+STRANGE = {
+    "{": [],
+    "[]": [],
+    json.dumps({"dependencies": {"p-" + "x" * 300: "1"}}): [{"name": "p-" + "x" * 254}],
+    json.dumps({"dependencies": {f"p-{i}": "1" for i in range(300)}}): [
+        {"name": f"p-{i}"} for i in range(256)
+    ],
+}
+
+
+def test_a_strange_package_json_does_not_lose_the_event(
+    start_tool: Tool, server: Server, project: Path
+) -> None:
+    for count, (content, packages) in enumerate(STRANGE.items(), start=1):
+        (project / "package.json").write_text(content)
+        finish(start_tool(url=url(server), command="dev", packages="p-"))
+        wait_until(lambda count=count: len(server.events()) == count)
+
+        expected = [package | {"version": None} for package in packages]
+        assert server.events()[-1]["payload"]["packages"] == expected
+
+
+def senders(tool: "subprocess.Popen[str]") -> list[int]:
+    """Return the processes that the tool has started once sendTelemetry has returned."""
+    assert tool.stdout
+    assert tool.stdout.readline() == "called\n"
+    return children(tool.pid)
+
+
+@pytest.mark.parametrize("value", ["1", "true"])
+@pytest.mark.parametrize("name", ["REFINE_NO_TELEMETRY", "DO_NOT_TRACK", "TOOL_NO_TELEMETRY"])
+def test_an_opt_out_starts_no_process(
+    start_tool: Tool, mute: socket.socket, name: str, value: str
+) -> None:
+    options = {"url": url(mute), "command": "dev", "optOut": "TOOL_NO_TELEMETRY"}
+
+    assert senders(start_tool({name: value}, **options)) == []
+
+
+@pytest.mark.parametrize("value", ["0", "false", ""])
+def test_what_is_no_opt_out_starts_a_process_of_its_own(
+    start_tool: Tool, mute: socket.socket, value: str
+) -> None:
+    environ = {"DO_NOT_TRACK": value, "NODE_OPTIONS": "--no-deprecation"}
+
+    (sender,) = senders(start_tool(environ, url=url(mute), command="dev", optOut="TOOL"))
+
+    assert os.getsid(sender) == sender  # Ctrl-C in the tool's terminal does not reach it
+    inherited = Path(f"/proc/{sender}/environ").read_bytes().split(b"\0")
+    assert b"NODE_OPTIONS=--no-deprecation" not in inherited
+    assert b"DO_NOT_TRACK=1" in inherited  # were it the tool again, it would start no other
+
+
+def test_two_tools_at_once_are_two_events(start_tool: Tool, server: Server) -> None:
+    tools = [start_tool(url=url(server), command=command) for command in ("dev", "build")]
+    outputs = [finish(tool) for tool in tools]
+    wait_until(lambda: len(server.events()) == 2)
+
+    assert outputs == ["called\n"] * 2
+    assert sorted(event["payload"]["command"] for event in server.events()) == ["build", "dev"]
+
+
+def test_a_mute_server_delays_a_tool_by_less_than_a_tenth_of_a_second(
+    start_tool: Tool, mute: socket.socket
+) -> None:
+    """Runs with and without alternate.  Each lasts until its output is closed, too."""
+    with_telemetry, without = [], []
+    for _ in range(RUNS):
+        for times, options in (
+            (without, {}),
+            (with_telemetry, {"url": url(mute), "command": "dev"}),
+        ):
+            began = time.monotonic()
+            finish(start_tool(**options))
+            times.append(time.monotonic() - began)
+    for _ in range(RUNS):
+        mute.accept()[0].close()  # each of them did send
+
+    assert statistics.median(with_telemetry) - statistics.median(without) < 0.1
+
+
+def test_a_mute_server_is_given_up_after_three_seconds(
+    start_tool: Tool, mute: socket.socket
+) -> None:
+    finish(start_tool(url=url(mute), command="dev"))
+
+    connection, _ = mute.accept()
+    began = time.monotonic()
+    with connection:
+        connection.settimeout(PATIENCE_SECONDS)
+        while connection.recv(4096):
+            pass
+    assert 2.5 < time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1/cli", "no address"])
+def test_a_server_that_is_not_there_leaves_no_trace(start_tool: Tool, address: str) -> None:
+    assert finish(start_tool(url=address, command="dev")) == "called\n"
+
+
+@pytest.mark.parametrize("before", ["process.execPath = '/gone/node';", "process.cwd = null;"])
+def test_an_error_in_the_client_stays_there(
+    start_tool: Tool, mute: socket.socket, before: str
+) -> None:
+    tool = start_tool(before=before, url=url(mute), command="dev", packages="@refinedev/")
+
+    assert finish(tool) == "called\n"
