@@ -1,11 +1,12 @@
 """`flask report`: how many are active, and with what, read from the daily files.
 
-An app reports the same payload on every load, and most of its visitors have one
-of a few browsers: most of a line repeats, byte for byte.  A line is cut into
-its parts, and each different part is parsed once.  Files are read side by side
-on all cores, large ones in pieces.
+An app reports the same payload on every load, and its visitors share a few
+browsers: most of a line repeats, byte for byte.  So lines are cut into parts,
+equal parts are counted, and each different part is parsed once.  Files are read
+side by side on all cores, large ones in pieces.
 """
 
+import gc
 import gzip
 import json
 import multiprocessing
@@ -16,7 +17,7 @@ import signal
 import sys
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import lru_cache
@@ -33,36 +34,47 @@ from storage import DayFile, day_files, encode
 ACTIVE_DAYS = (1, 7, 30)
 DEFAULT_DAYS = 30
 TOP = 10  # of each list, for people
-CHUNK_BYTES = 2**22
-PIECE_BYTES = 2**25
-MAX_KNOWN_PARTS = 20_000  # memory grows with the values, not with the lines
+PIECE_BYTES = 2**24  # of a file, read at once
+MAX_KNOWN_PARTS = 20_000  # memory grows with the different values, not with the lines
 
-# The lines as storage.py writes them; others are read too, but one by one.
-EVENT_LINE = re.compile(
-    rb'^\{"id":".{36}","received_at":".{24}","source":"(core|cli)","ip":(null|"[^"]*"),'
-    rb'(?:"hostname":(null|"[^"]*"),)?(.*)\}$',
-    re.MULTILINE,
+# A line as storage.py writes it, cut into what repeats.  No string can hold a cut:
+# in JSON its quotes would have a backslash.
+EVENT = re.compile(
+    rb"""^\{"id":"[^"]{36}","received_at":"[^"]{24}","source":(?:
+        "core","ip":(S),"hostname":(S),
+        ("browser":S,"browser_version":S),
+        ("os":S,"os_version":S),
+        "payload":\{("providers":.*)\}
+    |
+        "cli","ip":(S),"payload":\{
+        ("nodeEnv":S),
+        ("nodeVersion":S),
+        ("os":S,"osVersion":S),
+        ("command":S),
+        ("packages":.*)\}
+    )\}$""".replace(b"S", rb'(?:null|"[^"]*")'),
+    re.MULTILINE | re.VERBOSE,
 )
-HEAD = ("id", "received_at", "source", "ip")
-AGENT = ("browser", "browser_version", "os", "os_version")
-KEYS = {"core": (*HEAD, "hostname", *AGENT, "payload"), "cli": (*HEAD, "payload")}
 REFUSAL_TIME = re.compile(rb'^\{"received_at":"[^"\\]*",', re.MULTILINE)
 
+HEAD = ("id", "received_at", "source", "ip")
+MACHINE = ("nodeEnv", "nodeVersion", "os", "osVersion", "command")
+AGENT = ("browser", "browser_version", "os", "os_version")
+KEYS = {"core": (*HEAD, "hostname", *AGENT, "payload"), "cli": (*HEAD, "payload")}
+PAYLOAD_KEYS = {
+    "core": ("providers", "version", "resourceCount", "projectId"),
+    "cli": (*MACHINE, "packages", "projectFramework", "projectId"),
+}
 
-Times = defaultdict[bytes, int]
-Parts = dict[str, Times]
+Place = tuple[str, ...]  # of a list or number in the report, such as ("core", "browsers")
 
 
 @dataclass
 class Tally:
-    """Events by value, and sets of different values; keys are places in the report.
+    """For each place in the report, events by value, and the different values."""
 
-    `parts` are parts of lines that have not been looked into yet.
-    """
-
-    parts: defaultdict[str, Counter[bytes]] = field(default_factory=lambda: defaultdict(Counter))
-    events: defaultdict[Any, Counter[Any]] = field(default_factory=lambda: defaultdict(Counter))
-    distinct: defaultdict[Any, set[Any]] = field(default_factory=lambda: defaultdict(set))
+    events: defaultdict[Place, Counter[Any]] = field(default_factory=lambda: defaultdict(Counter))
+    distinct: defaultdict[Place, set[Any]] = field(default_factory=lambda: defaultdict(set))
     unreadable_lines: int = 0
 
     def add(self, other: "Tally") -> None:
@@ -77,72 +89,66 @@ class Tally:
 
 
 class Facts(NamedTuple):
-    """What is counted of a part: (place, value) pairs for the two parts of a Tally."""
+    """What a part of a line tells: (place, value) pairs for the two halves of a Tally."""
 
-    events: list[tuple[Any, Any]]
-    distinct: list[tuple[Any, Any]]
+    events: Sequence[tuple[Place, Any]]
+    distinct: Sequence[tuple[Place, Any]]
 
 
-def agent_facts(record: dict[str, Any]) -> Facts:
+Reader = Callable[[dict[str, Any]], Facts]
+
+
+def values_at(*place: str) -> Reader:
+    return lambda part: Facts([(place, tuple(part.values()))], [])
+
+
+def app_facts(part: dict[str, Any]) -> Facts:
+    version, project = part["version"], part["projectId"]
+    providers = [name for name, is_set in part["providers"].items() if is_set]
     events = [
-        (("core", "browsers"), (record["browser"], record["browser_version"])),
-        (("core", "operating_systems"), (record["os"], record["os_version"])),
+        (("core", "events"), ()),
+        (("core", "versions"), (version,)),
+        (("core", "resource_count"), int(part["resourceCount"])),
+        *((("core", "providers"), (name,)) for name in providers),
     ]
-    return Facts(events, [])
-
-
-def core_facts(payload: dict[str, Any]) -> Facts:
-    version, project = payload["version"], payload["projectId"]
-    providers = [name for name, is_set in payload["providers"].items() if is_set]
-    events = [
-        (("core", "events"), None),
-        (("core", "versions"), version),
-        (("core", "resource_count"), int(payload["resourceCount"])),
-        *((("core", "providers"), name) for name in providers),
-    ]
-    places = [("core", "projects"), ("core", "versions", version)]
+    places: list[Place] = [("core", "projects"), ("core", "versions", version)]
     places += [("core", "providers", name) for name in providers]
-    return Facts(events, [] if project is None else [(place, project) for place in places])
+    return Facts(events, [(place, project) for place in places if project is not None])
 
 
-def machine_facts(payload: dict[str, Any]) -> Facts:
+def project_facts(part: dict[str, Any]) -> Facts:
+    packages = {(package["name"], package["version"]) for package in part["packages"]}
+    project = part["projectId"]
     events = [
-        (("cli", "events"), None),
-        (("cli", "commands"), payload["command"]),
-        (("cli", "node_versions"), payload["nodeVersion"]),
-        (("cli", "operating_systems"), (payload["os"], payload["osVersion"])),
-        (("cli", "environments"), payload["nodeEnv"]),
-    ]
-    return Facts(events, [])
-
-
-def project_facts(payload: dict[str, Any]) -> Facts:
-    packages = {(package["name"], package["version"]) for package in payload["packages"]}
-    events = [
-        (("cli", "frameworks"), payload["projectFramework"]),
+        (("cli", "events"), ()),
+        (("cli", "frameworks"), (part["projectFramework"],)),
         *((("cli", "packages"), package) for package in packages),
     ]
-    project = payload["projectId"]
-    return Facts(events, [] if project is None else [(("cli", "projects"), project)])
+    return Facts(events, [(("cli", "projects"), project)] if project is not None else [])
 
 
-# The parts that a line is cut into: how each becomes JSON again, and what it tells.
-PARTS: dict[str, tuple[bytes, Callable[[dict[str, Any]], Facts]]] = {
-    "agent": (b'{%b"":0}', agent_facts),  # it ends with a comma
-    "core": (b"{%b", core_facts),
-    "machine": (b"{%b}", machine_facts),
-    "project": (b'{"packages":%b', project_facts),
-}
+# What the groups of EVENT are: values of a place, or parts to read facts from.
+COLUMNS: tuple[Place | Reader, ...] = (
+    ("core", "addresses"),
+    ("core", "hostnames"),
+    values_at("core", "browsers"),
+    values_at("core", "operating_systems"),
+    app_facts,
+    ("cli", "addresses"),
+    values_at("cli", "environments"),
+    values_at("cli", "node_versions"),
+    values_at("cli", "operating_systems"),
+    values_at("cli", "commands"),
+    project_facts,
+)
 
 
 @lru_cache(MAX_KNOWN_PARTS)
-def read_part(kind: str, part: bytes) -> Facts | None:
+def read_part(read_facts: Reader, part: bytes) -> Facts | None:
     """Return what a part tells; None where it is no such part."""
-    frame, read_facts = PARTS[kind]
     try:
-        facts = read_facts(json.loads(frame % part))
-        for pair in (*facts.events, *facts.distinct):
-            hash(pair)
+        facts = read_facts(json.loads(b"{%b}" % part))
+        hash((*facts.events, *facts.distinct))
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return None
     return facts
@@ -150,64 +156,51 @@ def read_part(kind: str, part: bytes) -> Facts | None:
 
 def count_events(chunk: bytes, tally: Tally) -> None:
     """Count the lines of a chunk of an events file."""
-    rows = EVENT_LINE.findall(chunk)
     lines = chunk.count(b"\n")
+    rows = EVENT.findall(chunk)
     if len(rows) < lines:
-        others = [line for line in chunk.split(b"\n")[:-1] if not EVENT_LINE.fullmatch(line)]
-        rows += EVENT_LINE.findall(b"\n".join(map(normal_form, others)))
-    parts = parts_of(rows)
-    if not are_readable(parts):
-        rows = [row for row in rows if are_readable(parts_of([row]))]
-        parts = parts_of(rows)
-    for kind, times in parts.items():
-        tally.parts[kind].update(times)
-    for source in (b"core", b"cli"):
-        addresses = {row[1] for row in rows if row[0] == source}
-        tally.distinct[source.decode(), "addresses"] |= addresses - {b"null"}
-    tally.distinct["core", "hostnames"] |= {row[2] for row in rows} - {b"null", b""}
+        rows = EVENT.findall(b"\n".join(map(normal_form, chunk.split(b"\n"))))
+    columns = count_columns(rows)
+    if unreadable := {part for part, _, facts in parts_of(columns) if facts is None}:
+        rows = [row for row in rows if unreadable.isdisjoint(row)]
+        columns = count_columns(rows)
     tally.unreadable_lines += lines - len(rows)
-    if sum(map(len, tally.parts.values())) > MAX_KNOWN_PARTS:
-        look_into_parts(tally)
+    for column, counter in columns.items():
+        if not callable(column):
+            tally.distinct[column] |= counter.keys() - {b"null"}
+    for _, times, facts in parts_of(columns):
+        for place, value in facts.events if facts else ():
+            tally.events[place][value] += times
+        for place, value in facts.distinct if facts else ():
+            tally.distinct[place].add(value)
 
 
-def parts_of(rows: list[tuple[bytes, bytes, bytes, bytes]]) -> Parts:
-    """Cut each row where its payload begins, and a command's where its packages begin.
-
-    No string can hold these cuts: in JSON its quotes would have a backslash.
-    """
-    agents, cores, machines, projects = (Times(int) for _ in range(4))
-    for source, _, _, rest in rows:
-        agent, _, payload = rest.partition(b'"payload":{')
-        if source == b"core":
-            agents[agent] += 1
-            cores[payload] += 1
-        else:
-            machine, _, project = payload.partition(b',"packages":')
-            machines[machine] += 1
-            projects[project] += 1
-    return {"agent": agents, "core": cores, "machine": machines, "project": projects}
+def count_columns(rows: list[tuple[bytes, ...]]) -> dict[Place | Reader, Counter[bytes]]:
+    counted = dict(zip(COLUMNS, map(Counter, zip(*rows, strict=True)), strict=False))
+    for counter in counted.values():
+        del counter[b""]  # the lines of the other source
+    return counted
 
 
-def are_readable(parts: Parts) -> bool:
-    return all(read_part(kind, part) for kind, times in parts.items() for part in times)
-
-
-def look_into_parts(tally: Tally) -> None:
-    for kind, parts in tally.parts.items():
-        for part, times in parts.items():
-            facts = read_part(kind, part) or Facts([], [])
-            for place, value in facts.events:
-                tally.events[place][value] += times
-            for place, value in facts.distinct:
-                tally.distinct[place].add(value)
-    tally.parts.clear()
+def parts_of(
+    columns: dict[Place | Reader, Counter[bytes]],
+) -> Iterator[tuple[bytes, int, Facts | None]]:
+    """Yield each different part, how often it is there, and what it tells."""
+    for column, counter in columns.items():
+        if callable(column):
+            for part, times in counter.items():
+                yield part, times, read_part(column, part)
 
 
 def normal_form(line: bytes) -> bytes:
     """Return a record that somebody has written in another way as storage.py writes it."""
+    if EVENT.fullmatch(line):
+        return line
     try:
         record = json.loads(line)
-        return encode({key: record[key] for key in KEYS[record["source"]]}).encode("ascii")
+        source = record["source"]
+        record["payload"] = {key: record["payload"][key] for key in PAYLOAD_KEYS[source]}
+        return encode({key: record[key] for key in KEYS[source]}).encode("ascii")
     except (ValueError, RecursionError, KeyError, TypeError):
         return b""
 
@@ -217,7 +210,7 @@ def count_refusals(chunk: bytes, tally: Tally) -> None:
         try:
             refusal = json.loads(line)
             reason = refusal["source"], refusal["field"], refusal["detail"]
-            tally.events["refused"][reason] += times
+            tally.events["refused",][reason] += times
         except (ValueError, RecursionError, KeyError, TypeError):
             tally.unreadable_lines += times
 
@@ -243,118 +236,141 @@ class Result(NamedTuple):
 
 def split(file: DayFile) -> list[Piece]:
     size = file.path.stat().st_size
-    if file.path.suffix == ".gz":
-        return [Piece(file, 0, size)]
-    return [Piece(file, at, min(at + PIECE_BYTES, size)) for at in range(0, size, PIECE_BYTES)]
+    step = size if is_packed(file) else PIECE_BYTES
+    return [Piece(file, at, min(at + step, size)) for at in range(0, size or 1, step or 1)]
+
+
+def is_packed(file: DayFile) -> bool:
+    return file.path.suffix == ".gz"
 
 
 def read_piece(piece: Piece) -> Result:
     tally, error = Tally(), None
-    read = read_gzip if piece.file.path.suffix == ".gz" else read_plain
     count = count_events if piece.file.kind == "events" else count_refusals
     try:
-        for chunk in read(piece):
+        for chunk in unpacked_chunks(piece) if is_packed(piece.file) else plain_chunk(piece):
             count(chunk, tally)
     except (OSError, EOFError, zlib.error) as exc:
-        error = f"{piece.file.path.name}: {exc}"
-    look_into_parts(tally)
+        error = f"{piece.file.path}: {exc}"
     return Result(piece, tally, error)
 
 
-def read_plain(piece: Piece) -> Iterator[bytes]:
-    """Yield chunks of whole lines; a last line without its newline is torn, and no line."""
+def plain_chunk(piece: Piece) -> Iterator[bytes]:
+    """Yield the lines; a last line without its newline is torn, and no line."""
     with piece.file.path.open("rb") as file:
         if piece.start:
             file.seek(piece.start - 1)
             file.readline()
-        while file.tell() < piece.end:
-            chunk = file.read(min(CHUNK_BYTES, piece.end - file.tell())) + file.readline()
-            yield chunk[: chunk.rfind(b"\n") + 1]
+        chunk = file.read(max(0, piece.end - file.tell()))
+        if chunk and not chunk.endswith(b"\n"):
+            chunk += file.readline()
+        yield chunk[: chunk.rfind(b"\n") + 1]
 
 
-def read_gzip(piece: Piece) -> Iterator[bytes]:
-    """Yield chunks of whole lines; all there are before an error is raised."""
-    begun = b""
-    with gzip.open(piece.file.path) as file:
-        while more := file.read1(CHUNK_BYTES):
-            whole = more.rfind(b"\n") + 1
-            if whole:
-                yield begun + more[:whole]
-                begun = b""
-            begun += more[whole:]
+def unpacked_chunks(piece: Piece) -> Iterator[bytes]:
+    """Yield whole lines; all there are before an error is raised."""
+    unread = bytearray()
+
+    def take_lines() -> bytes:
+        end = unread.rfind(b"\n") + 1
+        lines = bytes(unread[:end])
+        del unread[:end]
+        return lines
+
+    try:
+        with gzip.open(piece.file.path) as file:
+            while more := file.read1(PIECE_BYTES):
+                unread += more
+                if len(unread) >= PIECE_BYTES:
+                    yield take_lines()
+    except (OSError, EOFError, zlib.error):
+        yield take_lines()
+        raise
+    yield take_lines()
 
 
 def read_all(pieces: list[Piece]) -> Iterator[Result]:
     """Yield the results in the order of the pieces."""
-    if sum(piece.end - piece.start for piece in pieces) < CHUNK_BYTES:
+    if sum(piece.end - piece.start for piece in pieces) < PIECE_BYTES:
         yield from map(read_piece, pieces)  # sooner done than other processes are started
         return
-    ignore_ctrl_c = signal.signal, (signal.SIGINT, signal.SIG_IGN)
-    with multiprocessing.get_context("fork").Pool(os.cpu_count(), *ignore_ctrl_c) as pool:
+    with multiprocessing.get_context("fork").Pool(os.cpu_count(), start_reading) as pool:
         yield from pool.imap(read_piece, pieces)
+
+
+def start_reading() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
+    gc.disable()  # nothing here makes cycles, and looking for them took a third of the time
 
 
 # The report.
 
 
-def make_report(directory: Path, since: date, until: date) -> tuple[dict[str, Any], list[str]]:
+ACTIVE = {"core": ("addresses", "hostnames", "projects"), "cli": ("addresses", "projects")}
+
+
+def make_report(
+    directories: Iterable[Path], since: date, until: date
+) -> tuple[dict[str, Any], list[str]]:
     """Return the report as its JSON says it, and what could not be read.
 
-    Raises OSError where the directory itself cannot be read.
+    Several directories count as one.  Raises OSError where one cannot be read at all.
     """
     first = min(since, until - timedelta(days=max(ACTIVE_DAYS) - 1))
-    files = [file for file in day_files(directory) if first <= file.day <= until]
-    pieces = [piece for file in files for piece in split(file)]
+    files = [file for directory in directories for file in day_files(directory)]
+    pieces = [piece for file in files if first <= file.day <= until for piece in split(file)]
+    pieces.sort(key=day_of)
     total, days, errors = Tally(), {}, []
-    active = {length: Tally() for length in ACTIVE_DAYS}
-    total_bytes = sum(piece.end - piece.start for piece in pieces)
-    is_hidden = not sys.stderr.isatty()
-    with click.progressbar(length=total_bytes, file=sys.stderr, hidden=is_hidden) as progress:
-        for day, results in groupby(read_all(pieces), key=lambda result: result.piece.file.day):
+    windows = {length: Tally() for length in ACTIVE_DAYS}
+    with progress_bar(pieces) as progress:
+        for day, results in groupby(read_all(pieces), key=lambda result: day_of(result.piece)):
             tally = Tally()
             for result in results:
                 tally.add(result.tally)
-                progress.update(result.piece.end - result.piece.start)
                 errors += [result.error] if result.error else []
-            for length, window in active.items():
+                progress.update(result.piece.end - result.piece.start)
+            for length, window in windows.items():
                 if day > until - timedelta(days=length):
-                    window.add(actives(tally))
+                    window.add(tally)
             if day >= since:
                 days[day] = count_day(tally)
                 total.add(tally)
-    length = (until - since).days + 1
-    every_day = [since + timedelta(days=n) for n in range(length)]
+    if not days:
+        errors.append(f"no file from {since} to {until} in {', '.join(map(str, directories))}")
+    every_day = [since + timedelta(days=n) for n in range((until - since).days + 1)]
     report = {
         "since": str(since),
         "until": str(until),
-        "events": {source: total.events[source, "events"][None] for source in ("core", "cli")},
+        "events": {source: total.events[source, "events"][()] for source in ACTIVE},
         "unreadable_lines": total.unreadable_lines,
-        "refused": ranked(total, "refused", ("source", "field", "detail")),
+        "refused": ranked(total, ("refused",), ("source", "field", "detail")),
         "days": [{"date": str(day)} | days.get(day, count_day(Tally())) for day in every_day],
-        "active": {str(length): count_active(window) for length, window in active.items()},
+        "active": {str(length): count_active(window) for length, window in windows.items()},
         "core": core_lists(total),
         "cli": cli_lists(total),
     }
     return report, errors
 
 
-def actives(tally: Tally) -> Tally:
-    names = ("addresses", "hostnames", "projects")
-    places = [(source, name) for source in ("core", "cli") for name in names]
-    return Tally(distinct=defaultdict(set, {place: tally.distinct[place] for place in places}))
+def day_of(piece: Piece) -> date:
+    return piece.file.day
 
 
-def count_active(tally: Tally) -> dict[str, Any]:
-    kept = {"core": ("addresses", "hostnames", "projects"), "cli": ("addresses", "projects")}
+def progress_bar(pieces: list[Piece]) -> Any:
+    length = sum(piece.end - piece.start for piece in pieces)
+    return click.progressbar(length=length, file=sys.stderr, hidden=not sys.stderr.isatty())
+
+
+def count_active(tally: Tally) -> dict[str, dict[str, int]]:
     return {
         source: {name: len(tally.distinct[source, name]) for name in names}
-        for source, names in kept.items()
+        for source, names in ACTIVE.items()
     }
 
 
-def count_day(tally: Tally) -> dict[str, Any]:
+def count_day(tally: Tally) -> dict[str, dict[str, int]]:
     return {
-        source: {"events": tally.events[source, "events"][None]} | active
+        source: {"events": tally.events[source, "events"][()]} | active
         for source, active in count_active(tally).items()
     }
 
@@ -383,9 +399,8 @@ def cli_lists(total: Tally) -> dict[str, Any]:
 def ranked(total: Tally, place: Any, names: tuple[str, ...]) -> list[dict[str, Any]]:
     """Return one row for each value, most events first, then by value with null last."""
     rows = []
-    for value, events in total.events[place].items():
-        parts = value if len(names) > 1 else (value,)
-        rows.append(dict(zip(names, parts, strict=True)) | {"events": events})
+    for values, events in total.events[place].items():
+        rows.append(dict(zip(names, values, strict=True)) | {"events": events})
     return sorted(
         rows, key=lambda row: (-row["events"], *((row[n] is None, row[n] or "") for n in names))
     )
@@ -548,27 +563,35 @@ def parse_day(context: click.Context, option: click.Parameter, value: str | None
 
 
 @click.command("report")
+@click.argument("directories", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--since", callback=parse_day, help="The first day (UTC); 29 days before the last.")
 @click.option("--until", callback=parse_day, help="The last day (UTC); today.")
 @click.option("--format", "style", type=click.Choice(["text", "json", "html"]), default="text")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to a file.")
 @with_appcontext
-def report_command(since: date | None, until: date | None, style: str, output: Path | None) -> None:
-    """Tell how many are active, and with what."""
+def report_command(
+    directories: tuple[Path, ...],
+    since: date | None,
+    until: date | None,
+    style: str,
+    output: Path | None,
+) -> None:
+    """Tell how many are active, and with what.
+
+    DIRECTORIES hold the files of one collector each; TELEMETRY_DATA_DIR by default.
+    """
     collector = current_app.extensions["collector"]
-    directory = collector.settings.data_dir
+    directories = directories or (collector.settings.data_dir,)
     until = until or collector.clock().date()
     since = since or until - timedelta(days=DEFAULT_DAYS - 1)
     if since > until:
         raise BadOption(f"--since {since}: want a day not after the last one, {until}")
     try:
-        report, errors = make_report(directory, since, until)
+        report, errors = make_report(directories, since, until)
     except OSError as exc:
         raise click.ClickException(
-            f"{directory}: {exc.strerror}; TELEMETRY_DATA_DIR says where the files are"
+            f"{exc.filename}: {exc.strerror}; TELEMETRY_DATA_DIR says where the files are"
         ) from exc
-    if not any(since <= file.day <= until for file in day_files(directory)):
-        errors.append(f"{directory}: no file from {since} to {until}")
     if style == "json":
         text = json.dumps(report, indent=1) + "\n"
     elif style == "html":

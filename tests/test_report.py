@@ -184,8 +184,6 @@ def test_every_number_is_that_of_a_naive_count(
     expected = naive(data_dir, date(2026, 11, first_day))
     if kept_as == "pieces":
         monkeypatch.setattr(report, "PIECE_BYTES", 1000)
-        monkeypatch.setattr(report, "CHUNK_BYTES", 700)
-        monkeypatch.setattr(report, "MAX_KNOWN_PARTS", 5)
     if kept_as == "gzip":
         for path in list(data_dir.glob("*-1*.jsonl")):
             with gzip.open(f"{path}.gz", "wb") as packed:
@@ -206,6 +204,23 @@ def test_the_default_is_the_30_days_that_end_today(
     found = json.loads(run("--format=json").stdout)
 
     assert (found["since"], found["until"], len(found["days"])) == ("2026-10-25", "2026-11-23", 30)
+
+
+def test_several_directories_count_as_one(
+    run: Callable[..., Result], data_dir: Path, tmp_path: Path
+) -> None:
+    send_a_week(data_dir)
+    expected = naive(data_dir, date(2026, 11, 17))
+    halves = [tmp_path / "a", tmp_path / "b"]
+    for path in data_dir.iterdir():
+        lines = path.read_bytes().splitlines(keepends=True)
+        for n, half in enumerate(halves):
+            half.mkdir(exist_ok=True)
+            (half / path.name).write_bytes(b"".join(lines[n::2]))
+
+    result = run("--format=json", "--since=2026-11-17", *map(str, halves))
+
+    assert json.loads(result.stdout) == expected
 
 
 GOOD = (
@@ -243,6 +258,17 @@ def test_a_line_that_cannot_be_read_is_skipped_and_counted(
     assert found["active"]["1"]["cli"]["addresses"] == 1
 
 
+@pytest.mark.parametrize("off_by", [-1, 0, 1])
+def test_a_line_at_the_edge_of_a_piece_is_counted_once(
+    run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch, off_by: int
+) -> None:
+    monkeypatch.setattr(report, "PIECE_BYTES", len(GOOD + b"\n") + off_by)
+    data_dir.mkdir()
+    (data_dir / "events-2026-11-23.jsonl").write_bytes((GOOD + b"\n") * 5)
+
+    assert json.loads(run("--format=json").stdout)["events"]["cli"] == 5
+
+
 def test_a_gzip_cut_short_is_named_and_counted_as_far_as_it_goes(
     run: Callable[..., Result], data_dir: Path
 ) -> None:
@@ -252,7 +278,7 @@ def test_a_gzip_cut_short_is_named_and_counted_as_far_as_it_goes(
     result = run("--format=json")
 
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: events-2026-11-23.jsonl.gz: ")
+    assert result.stderr.startswith(f"Error: {data_dir}/events-2026-11-23.jsonl.gz: ")
     assert len(result.stderr.splitlines()) == 1
     assert 0 < json.loads(result.stdout)["events"]["cli"] < 5000
 
