@@ -239,6 +239,7 @@ def test_a_client_that_does_not_close_holds_up_nobody(server: Server) -> None:
 
     assert answered_in(server) < 3
     for connection in connections:
+        assert read_answer(connection).status == 204
         connection.close()
     assert len(server.lines()) == len(connections) + 1
 
