@@ -40,7 +40,7 @@ MAX_KNOWN_PARTS = 20_000  # memory grows with the different values, not with the
 # A line as storage.py writes it, cut into what repeats.  No string can hold a cut:
 # in JSON its quotes would have a backslash.
 EVENT = re.compile(
-    rb"""^\{"id":"[^"]{36}","received_at":"[^"]{24}","source":(?:
+    rb"""^\{"id":".{36}","received_at":".{24}","source":(?:
         "core","ip":(S),"hostname":(S),
         ("browser":S,"browser_version":S),
         ("os":S,"os_version":S),
@@ -52,7 +52,7 @@ EVENT = re.compile(
         ("os":S,"osVersion":S),
         ("command":S),
         ("packages":.*)\}
-    )\}$""".replace(b"S", rb'(?:null|"[^"]*")'),
+    )\}$""".replace(b"S", rb'(?:"[^"]*+"|null)'),
     re.MULTILINE | re.VERBOSE,
 )
 REFUSAL_TIME = re.compile(rb'^\{"received_at":"[^"\\]*",', re.MULTILINE)
@@ -176,10 +176,9 @@ def count_events(chunk: bytes, tally: Tally) -> None:
 
 
 def count_columns(rows: list[tuple[bytes, ...]]) -> dict[Place | Reader, Counter[bytes]]:
-    counted = dict(zip(COLUMNS, map(Counter, zip(*rows, strict=True)), strict=False))
-    for counter in counted.values():
-        del counter[b""]  # the lines of the other source
-    return counted
+    """Count each column's values; the lines of the other source have none."""
+    columns = zip(COLUMNS, zip(*rows, strict=True), strict=False)
+    return {column: Counter(filter(None, values)) for column, values in columns}
 
 
 def parts_of(
