@@ -15,13 +15,15 @@ import re
 import shutil
 import signal
 import sys
+import unicodedata
 import zlib
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import lru_cache
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -432,119 +434,92 @@ def spread(counts: Counter[int]) -> dict[str, int | None]:
 # For people.
 
 
-class Row(NamedTuple):
-    label: str
-    events: int
-    share: float  # of the source's events; more than one value of a list can be in an event
-    projects: int | None
-
-
-SECTIONS = [
-    ("Versions", "core", "versions"),
-    ("Providers", "core", "providers"),
-    ("Browsers", "core", "browsers"),
-    ("Operating systems", "core", "operating_systems"),
-    ("Commands", "cli", "commands"),
-    ("Node versions", "cli", "node_versions"),
-    ("Operating systems", "cli", "operating_systems"),
-    ("Frameworks", "cli", "frameworks"),
-    ("Environments", "cli", "environments"),
-    ("Packages", "cli", "packages"),
-]
 SOURCES = {"core": "Apps", "cli": "Command line"}
+LISTS = {
+    "core": {
+        "versions": "Versions",
+        "providers": "Providers",
+        "browsers": "Browsers",
+        "operating_systems": "Operating systems",
+    },
+    "cli": {
+        "commands": "Commands",
+        "node_versions": "Node versions",
+        "operating_systems": "Operating systems",
+        "frameworks": "Frameworks",
+        "environments": "Environments",
+        "packages": "Packages",
+    },
+}
 SPARKS = "▁▂▃▄▅▆▇█"
-
-
-def sections(report: dict[str, Any]) -> Iterator[tuple[str, str, list[Row]]]:
-    """Yield source, title and rows of each list of the report."""
-    for title, source, name in SECTIONS:
-        events = max(1, report["events"][source])
-        yield (
-            source,
-            title,
-            [
-                Row(label(item), item["events"], item["events"] / events, item.get("projects"))
-                for item in report[source][name]
-            ],
-        )
-
-
-def label(item: dict[str, Any]) -> str:
-    """Return what an item is, safe to print; text from events may hold anything."""
-    name = item["name"] if "name" in item else item["value"]
-    if name is None:
-        return "unknown"
-    text = f"{name} {item['version']}" if item.get("version") else str(name)
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+BAR_COLUMNS = 12
 
 
 def render_text(report: dict[str, Any], width: int) -> str:
-    lines = [f"Telemetry from {report['since']} to {report['until']} (UTC)", ""]
-    lines += [f"{'active in the last':24}{'':18}addresses  hostnames   projects"]
-    for days, sources in report["active"].items():
-        for source, counts in sources.items():
-            when = f"{days} day{'' if days == '1' else 's'}" if source == "core" else ""
-            hostnames = counts.get("hostnames", "")
-            lines.append(
-                f"  {when:22}{SOURCES[source]:14}{counts['addresses']:13,}"
-                f"{hostnames and f'{hostnames:,}':>11}{counts['projects']:11,}"
-            )
-    for source, name in SOURCES.items():
-        days = [day[source]["events"] for day in report["days"]][-(width - 20) :]
-        lines += ["", heading(f"{name}: {report['events'][source]:,} events")]
-        lines += [f"  each day{'':8}{sparkline(days)}"]
-        if source == "core" and report["core"]["resource_count"]["max"] is not None:
-            spread = report["core"]["resource_count"]
-            lines += ["  resources       " + ", ".join(f"{k} {v:,}" for k, v in spread.items())]
-        for kind, title, rows in sections(report):
-            if kind == source and rows:
-                lines += ["", f"  {title}", *(text_row(row, width) for row in rows[:TOP])]
-                lines += [f"    and {len(rows) - TOP:,} more"] if len(rows) > TOP else []
-    if report["refused"]:
-        refused = report["refused"]
-        lines += ["", heading(f"Refused: {sum(item['events'] for item in refused):,} requests")]
-        lines += [
-            f"  {item['events']:8,}  {shorten(item['detail'] or '', width - 12)}"
-            for item in refused[:TOP]
-        ]
-        lines += [f"    and {len(refused) - TOP:,} more"] if len(refused) > TOP else []
-    if report["unreadable_lines"]:
-        lines += ["", f"{report['unreadable_lines']:,} lines could not be read."]
-    return "\n".join(lines) + "\n"
-
-
-def heading(text: str) -> str:
-    return click.style(text, bold=True)
-
-
-def text_row(row: Row, width: int) -> str:
-    bar_width = min(20, width - 60)
-    bar = "█" * round(row.share * bar_width)
-    name = shorten(row.label, width - 24 - bar_width - 4)
-    return (
-        f"    {name:{width - 24 - bar_width - 4}}{row.events:11,}{row.share:7.1%}  {bar}".rstrip()
-    )
-
-
-def shorten(text: str, width: int) -> str:
-    safe = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
-    return safe if len(safe) <= width else f"{safe[: width - 1]}…"
-
-
-def sparkline(values: list[int]) -> str:
-    most = max(values, default=0) or 1
-    return "".join(SPARKS[value * (len(SPARKS) - 1) // most] for value in values)
+    bar_columns = BAR_COLUMNS + (width - 80) // 2
+    return render_people("report.txt", report, width=width, bar_columns=bar_columns) + "\n"
 
 
 def render_html(report: dict[str, Any]) -> str:
-    return render_template(
-        "report.html",
-        report=report,
-        sources=SOURCES,
-        sections=list(sections(report)),
-        top=TOP,
-        most=max(1, *(day[source]["events"] for day in report["days"] for source in SOURCES)),
-    )
+    return render_people("report.html", report) + "\n"
+
+
+def render_people(template: str, report: dict[str, Any], **more: Any) -> str:
+    tools = (readable, label, fit, number, sparkline, chart_top)
+    by_name = {tool.__name__: tool for tool in tools}
+    constants = {"sources": SOURCES, "lists": LISTS, "top": TOP, "style": click.style}
+    return render_template(template, report=report, **constants, **by_name, **more)
+
+
+def readable(value: str | None) -> str:
+    """Return a value safe to show; what comes from events may hold anything."""
+    if value is None:
+        return "unknown"
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in value)
+
+
+def label(row: dict[str, Any]) -> str:
+    """Return what the row of a list counts, with its version where the list has versions."""
+    name, version = row["name"] if "name" in row else row["value"], row.get("version")
+    if "version" not in row or name is version is None:
+        return readable(name)
+    return f"{readable(name)} {'(version unknown)' if version is None else readable(version)}"
+
+
+def number(count: int, noun: str = "") -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}" if noun else f"{count:,}"
+
+
+def fit(text: str, width: int) -> str:
+    """Cut or fill a text to that many columns of a terminal."""
+    ends = list(accumulate(map(columns, text)))
+    if ends and ends[-1] > width:
+        kept = bisect_right(ends, width - 1)
+        return fit(text[:kept] + "…", width)
+    return text + " " * (width - (ends[-1] if ends else 0))
+
+
+def columns(character: str) -> int:
+    """Return how many columns a terminal gives it: none where it is drawn over another."""
+    if unicodedata.category(character) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def sparkline(values: list[int], width: int) -> str:
+    """Draw one mark for each value, or for the greatest of several where they would not fit."""
+    step = -(-len(values) // width)
+    marks = [max(values[at : at + step]) for at in range(0, len(values), step)]
+    most = max(marks)
+    # Nothing at all must not look like little.
+    return "".join(SPARKS[(n * len(SPARKS) - 1) // most] if n else "·" for n in marks)
+
+
+def chart_top(most: int) -> int:
+    """Return where a chart ends: twice a round number, so that its middle is round, too."""
+    half = (most + 1) // 2
+    unit = 10 ** (len(str(half)) - 1) // 2 or 1
+    return -(-half // unit) * unit * 2
 
 
 # The command.
