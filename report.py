@@ -517,7 +517,7 @@ def sparkline(values: list[int], width: int) -> str:
 
 def chart_top(most: int) -> int:
     """Return where a chart ends: twice a round number, so that its middle is round, too."""
-    half = (most + 1) // 2
+    half = (most + 1) // 2 or 1
     unit = 10 ** (len(str(half)) - 1) // 2 or 1
     return -(-half // unit) * unit * 2
 
