@@ -316,6 +316,17 @@ def test_the_page_is_one_file_that_escapes_what_events_hold(
 # The text.
 
 
+@pytest.mark.parametrize("style", ["text", "html"])
+def test_people_are_told_what_an_address_is_not(
+    report_as: Callable[..., str], data_dir: Path, style: str
+) -> None:
+    send_a_week(data_dir)
+    report = report_as(style)
+
+    assert "An address is not a person" in report
+    assert "hashed counts as another on each day" in report
+
+
 def test_the_text_says_the_same_numbers(report_as: Callable[..., str], data_dir: Path) -> None:
     send_a_week(data_dir)
     report, text = json.loads(report_as("json")), report_as("text")
