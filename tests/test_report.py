@@ -236,6 +236,7 @@ GOOD = (
         pytest.param(GOOD, True, id="as we write it"),
         pytest.param(json.dumps(json.loads(GOOD)).encode(), True, id="with spaces"),
         pytest.param(json.dumps(json.loads(GOOD), sort_keys=True).encode(), True, id="sorted"),
+        pytest.param(GOOD.replace(b"v20", rb"\",\"os\":\\"), True, id="with quotes in a string"),
         pytest.param(GOOD.replace(b'"cli"', b'"else"'), False, id="of another source"),
         pytest.param(GOOD.replace(b'"cli"', b'"core"'), False, id="a payload of another source"),
         pytest.param(GOOD.replace(b'"v20"', b"[]"), False, id="a value of another type"),
