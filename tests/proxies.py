@@ -1,0 +1,153 @@
+"""The shipped nginx and Caddy sites, run for real in front of a server, and clients with TLS."""
+
+import itertools
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server import PATIENCE_SECONDS, ROOT, Answer, Server, read_answer, wait_until
+
+NAME = "telemetry.example.com"  # in the shipped files
+HOST = NAME.encode()
+
+# What Debian's nginx.conf has around a site, without its paths.
+NGINX_CONF = """
+daemon off;
+pid {directory}/nginx.pid;
+error_log {directory}/nginx.log;
+{user}
+events {{}}
+http {{
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    include {directory}/site.conf;
+}}
+"""
+
+
+class Front(Server):
+    """A server behind a proxy.  Each request comes from a loopback address of its own."""
+
+    def __init__(self, server: Server, directory: Path) -> None:
+        self.server = server
+        self.data_dir = server.data_dir
+        self.directory = directory
+        self.sources = (f"127.1.{n // 250 % 250}.{n % 250 + 1}" for n in itertools.count())
+        self.port, self.plain_port = free_port(), free_port()
+        self.certificate, self.key = make_certificate(directory)
+        self.tls = ssl.create_default_context(cafile=str(self.certificate))
+        with (directory / "output.log").open("wb") as output:
+            self.process = subprocess.Popen(
+                self.command(),
+                env={**os.environ, "XDG_DATA_HOME": str(directory), "HOME": str(directory)},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        wait_until(self.is_listening)
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def is_listening(self) -> bool:
+        if self.process.poll() is not None:
+            raise RuntimeError(self.logs())
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def connect(self, source: str | None = None) -> ssl.SSLSocket:
+        sock = socket.create_connection(
+            ("127.0.0.1", self.port), PATIENCE_SECONDS, (source or next(self.sources), 0)
+        )
+        return self.tls.wrap_socket(sock, server_hostname=NAME)
+
+    def raw(self, request: bytes, source: str | None = None) -> Answer:
+        with self.connect(source) as sock:
+            sock.sendall(request.replace(b"Host: telemetry.example\r\n", b"Host: %b\r\n" % HOST))
+            return read_answer(sock)
+
+    def logs(self) -> str:
+        return "".join(path.read_text() for path in sorted(self.directory.glob("*.log")))
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(PATIENCE_SECONDS)
+
+
+class Nginx(Front):
+    def command(self) -> list[str]:
+        site = substitute(
+            (ROOT / "deploy/nginx.conf").read_text(),
+            {
+                "listen 443 ssl;": f"listen 127.0.0.1:{self.port} ssl;",
+                "listen [::]:443 ssl;": "",
+                "listen 80;": f"listen 127.0.0.1:{self.plain_port};",
+                "listen [::]:80;": "",
+                f"/etc/letsencrypt/live/{NAME}/fullchain.pem": str(self.certificate),
+                f"/etc/letsencrypt/live/{NAME}/privkey.pem": str(self.key),
+                "/var/log/nginx/": f"{self.directory}/",
+                "127.0.0.1:8000": f"127.0.0.1:{self.server.port}",
+            },
+        )
+        (self.directory / "site.conf").write_text(site)
+        user = "user root;" if os.geteuid() == 0 else ""  # or its workers could not come here
+        conf = self.directory / "nginx.conf"
+        conf.write_text(NGINX_CONF.format(directory=self.directory, user=user))
+        return [program("nginx"), "-e", "stderr", "-c", str(conf), "-p", str(self.directory)]
+
+
+class Caddy(Front):
+    def command(self) -> list[str]:
+        site = substitute(
+            (ROOT / "deploy/Caddyfile").read_text(),
+            {
+                "\n{\n": f"\n{{\nadmin off\nhttp_port {self.plain_port}\nhttps_port {self.port}\n",
+                f"\n{NAME} {{": f"\n{NAME} {{\nbind 127.0.0.1\ntls {self.certificate} {self.key}",
+                "127.0.0.1:8000": f"127.0.0.1:{self.server.port}",
+            },
+        )
+        (self.directory / "Caddyfile").write_text(site)
+        config = str(self.directory / "Caddyfile")
+        return [program("caddy"), "run", "--adapter", "caddyfile", "--config", config]
+
+
+def program(name: str) -> str:
+    """Return where it is; without it the test is skipped (in CI: fails)."""
+    if found := shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
+        return found
+    give_up: Any = pytest.fail if "CI" in os.environ else pytest.skip
+    give_up(f"{name} is not installed")
+    raise AssertionError
+
+
+def substitute(text: str, changes: dict[str, str]) -> str:
+    for old, new in changes.items():
+        assert old in text, f"{old} is not in the shipped file"
+        text = text.replace(old, new)
+    return text
+
+
+def make_certificate(directory: Path) -> tuple[Path, Path]:
+    certificate, key = directory / "certificate.pem", directory / "key.pem"
+    arguments = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    arguments += f" -subj /CN={NAME} -addext subjectAltName=DNS:{NAME} -keyout {key}"
+    subprocess.run(
+        [program("openssl"), *arguments.split(), "-out", certificate],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

@@ -1,0 +1,290 @@
+"""The shipped nginx and Caddy sites in front of a real gunicorn, with TLS.
+
+    STEADY_SECONDS=600 pytest -s -o faulthandler_timeout=900 tests/test_behind_proxy.py -k steady
+
+runs ten minutes instead of fifteen seconds, and kills a worker every twenty.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from proxies import Caddy, Front, Nginx
+from server import (
+    CLI,
+    CORE,
+    Answer,
+    Load,
+    Sent,
+    Server,
+    read_answer,
+    request,
+    wait_until,
+)
+
+pytestmark = pytest.mark.slow
+
+STEADY_SECONDS = int(os.environ.get("STEADY_SECONDS", "15"))
+KILL_EVERY_SECONDS = 20 if STEADY_SECONDS >= 60 else 3
+FORGED = [("X-Forwarded-For", "6.6.6.6"), ("Forwarded", "for=6.6.6.6"), ("X-Real-IP", "6.6.6.6")]
+HEADERS = {
+    "content-type": "application/problem+json",
+    "cache-control": "no-store",
+    "access-control-allow-origin": "*",
+    "cross-origin-resource-policy": "cross-origin",
+    "x-content-type-options": "nosniff",
+}
+
+StartFront = Callable[..., Front]
+
+
+@pytest.fixture
+def behind(serve: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> StartFront:
+    """Start a server, and a proxy before it."""
+    fronts: list[Front] = []
+
+    def start(kind: type[Front], *arguments: str) -> Front:
+        server = serve(*arguments, TRUSTED_PROXIES="127.0.0.1")
+        fronts.append(kind(server, tmp_path_factory.mktemp(kind.__name__)))
+        return fronts[-1]
+
+    yield start
+    for front in fronts:
+        front.stop()
+
+
+@pytest.fixture(params=[Nginx, Caddy])
+def front(request: pytest.FixtureRequest, behind: StartFront) -> Front:
+    return behind(request.param)
+
+
+@pytest.fixture
+def nginx(behind: StartFront) -> Front:
+    return behind(Nginx)
+
+
+def test_every_kind_of_event_has_the_clients_address_whatever_it_claims(front: Front) -> None:
+    core = b64encode(json.dumps(CORE).encode())
+    requests = [
+        request("GET", f"/telemetry?payload={core.decode()}", FORGED),
+        request("POST", "/", FORGED, core),
+        request("POST", "/cli", FORGED, json.dumps(CLI).encode()),
+    ]
+
+    answers = [front.raw(sent, "127.0.0.77") for sent in requests]
+
+    assert [answer.status for answer in answers] == [200, 204, 204]
+    assert {answer.headers["x-telemetry-outcome"] for answer in answers} == {"stored"}
+    assert [event["ip"] for event in front.events()] == ["127.0.0.77"] * 3
+
+
+def test_the_longest_request_line_that_the_collector_takes_comes_through(front: Front) -> None:
+    line = "GET /?payload= HTTP/1.1\r\n"
+    payload = b64encode(json.dumps(CORE).encode() + b" " * 6000).decode()
+    target = f"/?payload={payload}&{'x' * 8190}"[: 8190 - len(line) + len("/?payload=")]
+
+    assert front.raw(request("GET", target)).headers["x-telemetry-outcome"] == "stored"
+    assert front.raw(request("GET", target + "x" * 100)).status == 414
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_a_body_that_is_too_long_is_refused_in_the_words_of_the_contract(
+    front: Front, framing: str
+) -> None:
+    body = b"x" * (64 * 1024 + 1)
+    headers = []
+    if framing == "chunks":
+        headers = [("Transfer-Encoding", "chunked")]
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+
+    answer = front.raw(request("POST", "/cli", headers, body))
+
+    assert (answer.status, answer.headers["x-telemetry-outcome"]) == (413, "refused")
+    assert json.loads(answer.body)["detail"] == "body: want at most 65536 bytes, got more."
+    assert answer.headers.items() >= HEADERS.items()
+
+
+def test_a_body_that_nginx_refuses_itself_has_the_same_answer(nginx: Front) -> None:
+    answer = nginx.raw(request("POST", "/cli", body=b"x" * 2**18))
+
+    assert (answer.status, answer.headers["x-telemetry-outcome"]) == (413, "refused")
+    assert json.loads(answer.body)["detail"] == "body: want at most 65536 bytes, got more."
+    assert answer.headers.items() >= HEADERS.items()
+    assert "retry-after" not in answer.headers
+
+
+def test_where_no_collector_runs_the_answer_is_503_and_when_to_try_again(front: Front) -> None:
+    front.server.stop()
+
+    answer = front.send_cli()
+
+    assert (answer.status, answer.headers["x-telemetry-outcome"]) == (503, "failed")
+    assert answer.headers["retry-after"] == "30"
+    assert answer.headers.items() >= HEADERS.items()
+    assert json.loads(answer.body)["status"] == 503
+
+
+def test_a_flood_is_limited_and_others_are_not(nginx: Front) -> None:
+    def send(source: str) -> Answer:
+        return nginx.raw(request("POST", "/cli", body=json.dumps(CLI).encode()), source)
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(send, ["127.0.0.66"] * 600))
+    other = send("127.0.0.67")
+
+    taken = Counter(answer.status for answer in answers)
+    assert set(taken) == {204, 429}
+    assert taken[204] >= 100  # what may come at once
+    limited = next(answer for answer in answers if answer.status == 429)
+    assert limited.headers["x-telemetry-outcome"] == "refused"
+    assert limited.headers["retry-after"] == "5"
+    assert limited.headers.items() >= HEADERS.items()
+    assert json.loads(limited.body)["status"] == 429
+    assert other.status == 204
+    assert len(nginx.events()) == taken[204] + 1
+
+
+def test_slow_clients_keep_nobody_waiting_behind_nginx(nginx: Front) -> None:
+    begun = request("POST", "/cli", [("Content-Length", "100")], b"{")
+    slow = [nginx.connect() for _ in range(64)]  # the server has 16 threads
+    try:
+        for sock in slow:
+            sock.sendall(begun)
+        began = time.monotonic()
+        assert nginx.send_cli().status == 204
+        assert time.monotonic() - began < 5  # behind slow clients without nginx: nearly ten
+    finally:
+        for sock in slow:
+            sock.close()
+
+
+def test_no_log_of_the_proxy_holds_an_address_or_a_payload(front: Front) -> None:
+    def send(sent: bytes) -> int:
+        return front.raw(sent, "127.0.0.99").status
+
+    cli = request("POST", "/cli", body=json.dumps(CLI | {"projectId": "findme"}).encode())
+    assert send(cli) == 204
+    assert send(request("POST", "/cli", body=b"findme")) == 400
+    assert send(request("GET", "/findme")) == 404
+    assert send(b"findme\r\n\r\n") == 400
+    assert send(request("GET", "/" + "findme" * 4000)) in (414, 431)
+    send(request("POST", "/cli", body=b"findme" * 50_000))
+    with socket.create_connection(("127.0.0.1", front.port), source_address=("127.0.0.99", 0)) as s:
+        s.sendall(b"no TLS at all, findme")
+        s.recv(100)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(send, [cli] * 200))
+    front.server.stop()
+    assert send(cli) == 503
+    front.stop()
+
+    assert "127.0.0.99" not in front.logs()
+    assert "findme" not in front.logs()
+
+
+def test_without_tls_nothing_is_taken_and_nobody_is_sent_elsewhere(nginx: Front) -> None:
+    with socket.create_connection(("127.0.0.1", nginx.plain_port)) as sock:
+        sock.sendall(request("POST", "/cli", body=json.dumps(CLI).encode()))
+        answer = read_answer(sock)
+
+    assert answer.status == 404
+    assert nginx.events() == []
+
+
+def test_what_a_killed_worker_was_at_is_taken_by_another(nginx: Front) -> None:
+    assert nginx.send_cli(projectId="first").status == 204
+    directory = os.open(nginx.data_dir, os.O_RDONLY)
+    with ThreadPoolExecutor(8) as pool:
+        fcntl.flock(directory, fcntl.LOCK_EX)  # nothing can be written
+        try:
+            answers = [pool.submit(nginx.send_cli, projectId=f"held-{n}") for n in range(8)]
+            (worker,) = nginx.server.workers()
+            wait_until(lambda: established(nginx.server.port) >= 8)
+            os.kill(worker, signal.SIGKILL)
+        finally:
+            os.close(directory)
+        assert [answer.result().status for answer in answers] == [204] * 8
+
+    projects = Counter(event["payload"]["projectId"] for event in nginx.events())
+    assert projects == Counter(["first", *(f"held-{n}" for n in range(8))])
+
+
+def established(port: int) -> int:
+    """Return how many connections the server on that port has taken up."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    local = f":{port:04X}"
+    return sum(line.split()[1].endswith(local) and line.split()[3] == "01" for line in lines)
+
+
+class SteadyLoad(Load):
+    """Fifty events a second of every kind, whatever becomes of them."""
+
+    PAUSE_SECONDS = 0.2
+
+    def _send_events(self) -> None:
+        while not self.stopping.wait(self.PAUSE_SECONDS):
+            project, began = str(uuid.uuid4()), time.monotonic()
+            core = b64encode(json.dumps(CORE | {"projectId": project}).encode())
+            kind = len(self.sent) % 3
+            try:
+                if kind == 0:
+                    answer = self.server.send("GET", f"/telemetry?payload={quote(core)}")
+                elif kind == 1:
+                    answer = self.server.send("POST", "/", body=core)
+                else:
+                    answer = self.server.send_cli(projectId=project)
+            except ConnectionRefusedError:
+                answer = Answer(-1, {}, b"")
+            except OSError:
+                answer = Answer(0, {}, b"")
+            with self.changed:
+                self.sent.append(Sent(project, began, time.monotonic() - began, answer))
+                self.statuses[answer.status] += 1
+                self.changed.notify_all()
+
+
+def test_under_steady_load_kills_and_reloads_lose_nothing_and_no_client_sees_one(
+    behind: StartFront,
+) -> None:
+    nginx = behind(Nginx, "--workers=2")
+    wait_until(lambda: len(nginx.server.workers()) == 2)
+    kills = reloads = 0
+    end = time.monotonic() + STEADY_SECONDS
+    with SteadyLoad(nginx, clients=10) as load:
+        while time.monotonic() < end:
+            os.kill(nginx.server.workers()[kills % 2], signal.SIGKILL)
+            kills += 1
+            pause(KILL_EVERY_SECONDS / 2)
+            nginx.server.process.send_signal(signal.SIGHUP)
+            reloads += 1
+            pause(KILL_EVERY_SECONDS / 2)
+            wait_until(lambda: len(nginx.server.workers()) == 2)
+
+    stored = Counter(event["payload"]["projectId"] for event in nginx.events())
+    acknowledged = load.projects(200) | load.projects(204)
+    slowest = max(sent.seconds for sent in load.sent)
+    print(
+        f"\n{kills} kills, {reloads} reloads, answers {dict(load.statuses)}, {len(stored)} events "
+        f"stored, {stored.total() - len(stored)} of them twice, slowest answer {slowest:.2f} s"
+    )
+    assert set(load.statuses) <= {200, 204, -1}
+    assert acknowledged - set(stored) == set()
+    assert len(acknowledged) >= STEADY_SECONDS * 10
+
+
+def pause(seconds: float) -> None:
+    """Let the load go on: time is what this test is about."""
+    threading.Event().wait(seconds)
