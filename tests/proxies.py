@@ -41,7 +41,7 @@ class Front(Server):
         self.server = server
         self.data_dir = server.data_dir
         self.directory = directory
-        self.sources = (f"127.1.{n // 250 % 250}.{n % 250 + 1}" for n in itertools.count())
+        self.clients = itertools.count()  # unlike a generator, safe in many threads
         self.port, self.plain_port = free_port(), free_port()
         self.certificate, self.key = make_certificate(directory)
         self.tls = ssl.create_default_context(cafile=str(self.certificate))
@@ -64,9 +64,9 @@ class Front(Server):
             return sock.connect_ex(("127.0.0.1", self.port)) == 0
 
     def connect(self, source: str | None = None) -> ssl.SSLSocket:
-        sock = socket.create_connection(
-            ("127.0.0.1", self.port), PATIENCE_SECONDS, (source or next(self.sources), 0)
-        )
+        n = next(self.clients)
+        source = source or f"127.1.{n // 250 % 250}.{n % 250 + 1}"
+        sock = socket.create_connection(("127.0.0.1", self.port), PATIENCE_SECONDS, (source, 0))
         return self.tls.wrap_socket(sock, server_hostname=NAME)
 
     def raw(self, request: bytes, source: str | None = None) -> Answer:
@@ -148,6 +148,7 @@ def make_certificate(directory: Path) -> tuple[Path, Path]:
 
 
 def free_port() -> int:
+    """Return a port that is free on every interface."""
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
+        sock.bind(("", 0))
         return int(sock.getsockname()[1])
