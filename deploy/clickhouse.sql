@@ -45,7 +45,7 @@ ORDER BY (source, day, id);
 INSERT INTO events (id, received_at, source, ip, hostname, browser, browser_version, os, os_version, payload)
 SELECT id, received_at, source, ip, hostname, browser, browser_version, os, os_version, payload
 FROM file('collectors/*/events-*.jsonl*', JSONEachRow)
-SETTINGS input_format_allow_errors_num = 1;
+SETTINGS input_format_allow_errors_num = 1, date_time_input_format = 'best_effort';
 
 -- Questions count each id once, also before ClickHouse has merged its doubles.
 CREATE VIEW IF NOT EXISTS core AS SELECT * FROM events FINAL WHERE source = 'core';
