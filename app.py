@@ -7,13 +7,15 @@ gunicorn                  serve (gunicorn.conf.py names this module)
 import ipaddress
 import logging
 import os
-import uuid
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
+from uuid import UUID
+from wsgiref.types import WSGIEnvironment
 
 from flask import Blueprint, Flask, Response, current_app, render_template, request
 from gunicorn.http.errors import ParseException
@@ -149,10 +151,28 @@ def create_app(settings: Settings | None = None, clock: Callable[[], datetime] =
     app.register_error_handler(Rejected, refuse)
     app.register_error_handler(NotStored, try_again)
     app.register_error_handler(HTTPException, explain)
-    app.after_request(add_headers)
     app.cli.add_command(report_command)
     return app
 
+
+def answer(
+    status: int, body: str | bytes = b"", mimetype: str | None = None, **headers: str
+) -> Response:
+    """Return a response with the headers that every answer has, and more: `Max_Age="1"`."""
+    every = {
+        "Cache-Control": "no-store",  # a cached image swallows the next visit
+        "Access-Control-Allow-Origin": "*",
+        "Cross-Origin-Resource-Policy": "cross-origin",
+        "X-Content-Type-Options": "nosniff",
+    }
+    more = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Response(body, status, every | more, mimetype)
+
+
+# Made once, for they never differ: the answers to an event that was taken.
+OUTCOMES = ("stored", "opted-out")
+IMAGE = {o: answer(200, PIXEL, "image/gif", X_Telemetry_Outcome=o) for o in OUTCOMES}
+NO_CONTENT = {o: answer(204, X_Telemetry_Outcome=o) for o in OUTCOMES}
 
 bp = Blueprint("collect", __name__)
 
@@ -166,111 +186,97 @@ def home() -> Response:
 @bp.get("/telemetry")
 def image() -> Response:
     """A `core` event as an image request."""
-    pixel = Response(PIXEL, mimetype="image/gif")
     if request.method == "HEAD":
-        return pixel
-    encoded = request.args.get("payload", "")
-    return collect(pixel, lambda: core_event(parsing.parse_core(encoded)))
+        return answer(200, PIXEL, "image/gif")
+    return collect("core", lambda: parsing.parse_core(request.args.get("payload", "")), IMAGE)
 
 
 @bp.post("/")
 @bp.post("/telemetry")
 def core() -> Response:
     """A `core` event in the body."""
-    return collect(
-        Response(status=204), lambda: core_event(parsing.parse_core(read_body().decode("latin-1")))
-    )
+    return collect("core", lambda: parsing.parse_core(read_body().decode("latin-1")), NO_CONTENT)
 
 
 @bp.post("/cli")
 def cli() -> Response:
     """A `cli` event in the body."""
-    return collect(Response(status=204), lambda: cli_event(parsing.parse_cli(read_body())))
+    return collect("cli", lambda: parsing.parse_cli(read_body()), NO_CONTENT)
 
 
 @bp.route("/", methods=["OPTIONS"])
 @bp.route("/telemetry", methods=["OPTIONS"])
 @bp.route("/cli", methods=["OPTIONS"])
 def preflight() -> Response:
-    response = Response(status=204)
-    response.headers["Access-Control-Allow-Methods"] = "GET, POST"
-    response.headers["Access-Control-Allow-Headers"] = "*"
-    response.headers["Access-Control-Max-Age"] = str(PREFLIGHT_MAX_AGE_SECONDS)
-    return response
+    return answer(
+        204,
+        Access_Control_Allow_Methods="GET, POST",
+        Access_Control_Allow_Headers="*",
+        Access_Control_Max_Age=str(PREFLIGHT_MAX_AGE_SECONDS),
+    )
 
 
 @bp.get("/healthz")
-def healthz() -> tuple[dict[str, Any], int]:
+def healthz() -> Response:
     health = collector().store.health()
-    return health, 200 if health["ok"] else 503
+    return answer(200 if health["ok"] else 503, encode(health), "application/json")
 
 
-def collect(taken: Response, read_event: Callable[[], dict[str, Any]]) -> Response:
-    """Answer `taken` once the event is on disk, or its sender has opted out of it."""
-    if collector().settings.honor_opt_out and opted_out():
-        taken.headers["X-Telemetry-Outcome"] = "opted-out"
-    else:
-        collector().store.append(read_event())
-        taken.headers["X-Telemetry-Outcome"] = "stored"
-    return taken
-
-
-def opted_out() -> bool:
-    """Global Privacy Control (w3c.github.io/gpc) or its forerunner, Do Not Track."""
-    return request.headers.get("Sec-GPC") == "1" or request.headers.get("DNT") == "1"
-
-
-def core_event(payload: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **new_event("core"),
-        "hostname": client_hostname(),
-        **parsing.describe_agent(request.headers.get("User-Agent", "")),
-        "payload": payload,
-    }
-
-
-def client_hostname() -> str | None:
-    """Return the host of the page that sent the request: of `Origin`, else of `Referer`."""
-    origin = parsing.parse_hostname(request.headers.get("Origin", ""))
-    return origin or parsing.parse_hostname(request.headers.get("Referer", ""))
-
-
-def cli_event(payload: dict[str, Any]) -> dict[str, Any]:
-    return {**new_event("cli"), "payload": payload}
-
-
-def new_event(source: str) -> dict[str, Any]:
-    received_at = timestamp(collector().clock())
-    return {
-        "id": str(uuid.uuid4()),
+def collect(
+    source: str, read_payload: Callable[[], dict[str, Any]], taken: dict[str, Response]
+) -> Response:
+    """Answer once the event is on disk, or its sender has opted out of it."""
+    here, environ = collector(), request.environ
+    if here.settings.honor_opt_out and has_opted_out(environ):
+        return taken["opted-out"]
+    payload = read_payload()
+    received_at = timestamp(here.clock())
+    event = {
+        # Not uuid4(), which asks the kernel each time; `random` is seeded by it, also after a fork.
+        "id": str(UUID(int=random.getrandbits(128), version=4)),
         "received_at": received_at,
         "source": source,
-        "ip": stored_address(received_at[:10]),
+        "ip": stored_address(here, environ, received_at[:10]),
     }
+    if source == "core":
+        event["hostname"] = client_hostname(environ)
+        event |= parsing.describe_agent(environ.get("HTTP_USER_AGENT", ""))
+    here.store.append(event | {"payload": payload})
+    return taken["stored"]
 
 
-def stored_address(day: str) -> str | None:
+def has_opted_out(environ: WSGIEnvironment) -> bool:
+    """Global Privacy Control (w3c.github.io/gpc) or its forerunner, Do Not Track."""
+    return environ.get("HTTP_SEC_GPC") == "1" or environ.get("HTTP_DNT") == "1"
+
+
+def client_hostname(environ: WSGIEnvironment) -> str | None:
+    """Return the host of the page that sent the request: of `Origin`, else of `Referer`."""
+    origin = parsing.parse_hostname(environ.get("HTTP_ORIGIN", ""))
+    return origin or parsing.parse_hostname(environ.get("HTTP_REFERER", ""))
+
+
+def stored_address(here: Collector, environ: WSGIEnvironment, day: str) -> str | None:
     """Return the client's address as far as TELEMETRY_IP lets it be stored."""
-    settings = collector().settings
-    peer = request.environ.get("REMOTE_ADDR", "")
-    forwarded_for = request.headers.get("X-Forwarded-For", "")
-    address = parsing.client_address(peer, forwarded_for, settings.trusted_proxies)
+    peer, forwarded_for = environ.get("REMOTE_ADDR", ""), environ.get("HTTP_X_FORWARDED_FOR", "")
+    address = parsing.client_address(peer, forwarded_for, here.settings.trusted_proxies)
     if forwarded_for and address == parsing.parse_address(peer):
-        warn_of_proxy(address)
-    if address is None or settings.ip == "none":
+        warn_of_proxy(here, address)
+    mode = here.settings.ip
+    if address is None or mode == "none":
         return None
-    if settings.ip == "masked":
+    if mode == "masked":
         return parsing.mask_address(address)
-    if settings.ip == "hashed":
-        return parsing.hash_address(address, collector().store.address_key(day))
+    if mode == "hashed":
+        return parsing.hash_address(address, here.store.address_key(day))
     return str(address)
 
 
-def warn_of_proxy(address: parsing.Address | None) -> None:
+def warn_of_proxy(here: Collector, address: parsing.Address | None) -> None:
     """Say once that a proxy seems to be there which nobody has said to trust."""
-    known = any(address in network for network in collector().settings.trusted_proxies if address)
-    if address and address.is_private and not known and not collector().has_warned_of_proxy:
-        collector().has_warned_of_proxy = True
+    known = any(address in network for network in here.settings.trusted_proxies if address)
+    if address and address.is_private and not known and not here.has_warned_of_proxy:
+        here.has_warned_of_proxy = True
         log.warning(
             "X-Forwarded-For came from a private address that is not trusted, so that address was "
             "taken for the client's; if it is your proxy's, set TELEMETRY_TRUSTED_PROXIES to it"
@@ -283,36 +289,33 @@ def read_body() -> bytes:
     Not Werkzeug's get_data(): it cuts a chunked body at its limit, and takes a
     body that ends early for a whole one, in silence both times.
     """
-    encodings = {request.headers.get(f"{part}-Encoding", "") for part in ("Content", "Transfer")}
-    if not {encoding.lower() for encoding in encodings} <= {"", "identity", "chunked"}:
+    environ = request.environ
+    codings = environ.get("HTTP_CONTENT_ENCODING", ""), environ.get("HTTP_TRANSFER_ENCODING", "")
+    if any(coding and coding.lower() not in ("identity", "chunked") for coding in codings):
         raise Rejected("body: want it as it is, got it encoded.", status=415)
-    too_large = Rejected(f"body: want at most {MAX_BODY_BYTES} bytes, got more.", status=413)
-    length = request.content_length  # None where the body is chunked
-    if length is not None and length > MAX_BODY_BYTES:
-        raise too_large
-    try:
-        body: bytes = request.environ["wsgi.input"].read(
-            MAX_BODY_BYTES + 1 if length is None else length
-        )
-    except (OSError, ParseException) as exc:
-        raise Rejected("body: want it whole, got a broken chunk or an early end.") from exc
-    if len(body) > MAX_BODY_BYTES:
-        raise too_large
-    if length is not None and len(body) < length:
+    length = int(environ.get("CONTENT_LENGTH") or 0)  # 0, too, where the body is chunked
+    if length <= MAX_BODY_BYTES:
+        try:
+            body: bytes = environ["wsgi.input"].read(MAX_BODY_BYTES + 1)
+        except (OSError, ParseException) as exc:
+            raise Rejected("body: want it whole, got a broken chunk or an early end.") from exc
+    if length > MAX_BODY_BYTES or len(body) > MAX_BODY_BYTES:
+        raise Rejected(f"body: want at most {MAX_BODY_BYTES} bytes, got more.", status=413)
+    if len(body) < length:
         raise Rejected(f"body: want {length} bytes, as Content-Length says, got {len(body)}.")
     return body
 
 
 def page() -> Response:
-    return Response(
-        render_template(
-            "page.html",
-            settings=collector().settings,
-            address_modes=ADDRESS_MODES,
-            core=[(field.name, field.about) for field in parsing.CORE],
-            cli=[(field.name, field.about) for field in parsing.CLI],
-        )
+    settings = collector().settings
+    html = render_template(
+        "page.html",
+        settings=settings,
+        address_modes=ADDRESS_MODES,
+        core=[(field.name, field.about) for field in parsing.CORE],
+        cli=[(field.name, field.about) for field in parsing.CLI],
     )
+    return answer(200, html, "text/html")
 
 
 def refuse(exc: Rejected) -> Response:
@@ -324,41 +327,30 @@ def refuse(exc: Rejected) -> Response:
         "detail": exc.detail,
     }
     collector().store.note_refusal(note)
-    return problem(exc.status, exc.detail, "refused", field=exc.field)
+    return problem(exc.status, exc.detail, field=exc.field)
 
 
 def try_again(_: NotStored) -> Response:
-    response = problem(503, "The event could not be stored; try again later.", "failed")
+    response = problem(503, "The event could not be stored; try again later.")
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response
 
 
 def explain(exc: HTTPException) -> Response:
     """Turn Flask's own answers (404, 405, 500) into problem documents."""
-    status = exc.code or 500
-    response = problem(status, exc.description or "", "failed" if status >= 500 else "refused")
+    response = problem(exc.code or 500, exc.description or "")
     if allowed := getattr(exc, "valid_methods", None):
         response.headers["Allow"] = ", ".join(sorted(allowed))
     return response
 
 
-def problem(status: int, detail: str, outcome: str, *, field: str | None = None) -> Response:
+def problem(status: int, detail: str, *, field: str | None = None) -> Response:
     """Return a problem document (RFC 9457)."""
     body = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     if field is not None:
         body["field"] = field
-    response = Response(encode(body), status, mimetype="application/problem+json")
-    response.headers["X-Telemetry-Outcome"] = outcome
-    return response
-
-
-def add_headers(response: Response) -> Response:
-    headers = response.headers
-    headers["Cache-Control"] = "no-store"  # a cached image swallows the next visit
-    headers["Access-Control-Allow-Origin"] = "*"
-    headers["Cross-Origin-Resource-Policy"] = "cross-origin"
-    headers["X-Content-Type-Options"] = "nosniff"
-    return response
+    outcome = "failed" if status >= 500 else "refused"
+    return answer(status, encode(body), "application/problem+json", X_Telemetry_Outcome=outcome)
 
 
 def collector() -> Collector:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
@@ -21,6 +22,7 @@ MAX_PACKAGES = 256
 MAX_RESOURCES = 1_000_000
 MAX_AGENT_CHARS = 512  # matching takes longer the longer the text is
 MAX_HOSTNAME_CHARS = 253
+MAX_KNOWN = 1024  # of each header, the latest values whose meaning is kept: they repeat
 
 PROVIDERS = ("auth", "data", "router", "live", "notification", "auditLog", "i18n", "accessControl")
 
@@ -209,6 +211,7 @@ def parse_json(document: str) -> Any:
 HOST_AND_PORT = re.compile(r"(\[(?P<bracketed>.+)\]|(?P<plain>[^:]+))(:\d{1,5})?")
 
 
+@lru_cache(MAX_KNOWN)
 def parse_address(written: str) -> Address | None:
     """Return the IP address of `1.2.3.4`, `1.2.3.4:5`, `::1`, `[::1]` or `[::1]:5`.
 
@@ -257,6 +260,7 @@ def hash_address(address: Address, key: bytes) -> str:
 LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 
 
+@lru_cache(MAX_KNOWN)
 def parse_hostname(url: str) -> str | None:
     """Return the host that `url` names, in lower case and without its port.
 
@@ -282,6 +286,7 @@ def parse_hostname(url: str) -> str | None:
 AGENT_DOMAINS = ua_parser.Domain.USER_AGENT | ua_parser.Domain.OS
 
 
+@lru_cache(MAX_KNOWN)
 def describe_agent(header: str) -> dict[str, str | None]:
     """Return browser and operating system, each with its version; None where nothing matched."""
     found = ua_parser.parser(UNSAFE.sub("", header[:MAX_AGENT_CHARS]), AGENT_DOMAINS)

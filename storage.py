@@ -46,6 +46,7 @@ MAX_REFUSED_BYTES = 8 * 2**20  # of each day's file
 MAX_WAITING_LINES = 1024
 MAX_WAITING_BYTES = 4 * 2**20
 MAX_WAIT_SECONDS = 2.0  # a client is answered within three, whatever the disk does
+GATHER_SECONDS = 0.002  # where events come side by side, for how many of them a sync waits
 STALLED_AFTER_SECONDS = 1.0  # a batch that takes longer: the disk is stalled
 DISTRUST_SECONDS = 30  # how long after an error health() stays bad while nothing is stored
 
@@ -184,7 +185,8 @@ class Store:
     def write_batches(self) -> None:
         events = Appender(self.directory, self.min_free_bytes)
         refusals = Appender(self.directory, self.min_free_bytes)
-        while batch := self.next_batch():
+        batch: list[Job] = []
+        while batch := self.next_batch(len(batch)):
             by_name: dict[str, list[Job]] = {}
             for job in batch:
                 by_name.setdefault(job.name, []).append(job)
@@ -201,11 +203,14 @@ class Store:
         events.drop()
         refusals.drop()
 
-    def next_batch(self) -> list[Job]:
+    def next_batch(self, last_jobs: int) -> list[Job]:
         """Wait for jobs and take all of them; none when the store is closing."""
         with self.changed:
             while not self.waiting and not self.closing.is_set():
                 self.changed.wait()
+        if last_jobs > 1:
+            time.sleep(GATHER_SECONDS)
+        with self.changed:
             batch, self.waiting, self.waiting_bytes = self.waiting, [], 0
             if batch:
                 self.batch_began = time.monotonic()
