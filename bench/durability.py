@@ -1,6 +1,5 @@
 """Measure what durability costs, and what sharing one fsync among many events brings.
 
-    make bench
     python bench/durability.py --seconds 3 --rounds 3
 
 Each cell of the table starts the real server on an empty directory, on the disk
@@ -10,47 +9,35 @@ the rounds; a latency begins with the connection made.
 
 A variant replaces os.fsync or Store.next_batch and nothing else.  The slow disk
 is this one with a pause before each fsync.  gunicorn's settings are the project's
-and may be changed: GUNICORN_CMD_ARGS=--threads=32 make bench
+and may be changed: GUNICORN_CMD_ARGS=--threads=32 .venv/bin/python bench/durability.py
 """
 
 import argparse
-import contextlib
-import http.client
 import json
 import os
-import re
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from statistics import median
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-PATIENCE_SECONDS = 30  # a bound on what hangs; nothing is measured against it
+from driver import (
+    ROOT,
+    bench_directory,
+    count_lines,
+    free_port,
+    recorded,
+    require_tools,
+    run_wrk,
+    serving,
+)
 
 CLIENTS = (1, 8, 32, 128)
 SLOW_FSYNC_SECONDS = 0.005
 GOAL_CLIENTS = 32
-
-RECORDED = json.loads((ROOT / "tests/wire/cli-whoami.json").read_text())
-WRK_SCRIPT = f"""
-wrk.method = "POST"
-wrk.headers["Connection"] = "close"
-wrk.headers["Content-Type"] = "application/json"
-wrk.body = [==[{RECORDED["body"]}]==]
-
-function done(summary, latency)
-    local errors = summary.errors
-    print(summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
-        errors.status, errors.connect + errors.read + errors.write + errors.timeout)
-end
-"""
+CLI = recorded("cli-whoami")
 
 
 def skip_fsync() -> None:
@@ -94,14 +81,14 @@ VARIANTS: dict[str, tuple[Callable[[], None], ...]] = {
 }
 
 
-def serve(variant: str) -> None:
+def serve(variant: str, port: int) -> None:
     """Be the server.  It loads the app, and forks, after the replacements."""
     sys.path[0] = str(ROOT)
     from gunicorn.app.wsgiapp import run
 
     for replace in VARIANTS[variant]:
         replace()
-    sys.argv = ["gunicorn", "--bind", "127.0.0.1:0"]
+    sys.argv = ["gunicorn", "--bind", f"127.0.0.1:{port}"]
     run()
 
 
@@ -112,10 +99,10 @@ def append_alone(variant: str, seconds: int) -> None:
 
     for replace in VARIANTS[variant]:
         replace()
-    event = {"received_at": "2026-11-23T12:00:00.000Z", "payload": json.loads(RECORDED["body"])}
+    event = {"received_at": "2026-11-23T12:00:00.000Z", "payload": json.loads(CLI.body)}
     counts = []
-    with tempfile.TemporaryDirectory(prefix=".bench-", dir=ROOT) as directory:
-        store = Store(Path(directory))
+    with bench_directory() as directory:
+        store = Store(directory)
         until = time.monotonic() + seconds
 
         def append() -> None:
@@ -147,68 +134,19 @@ class Cell(NamedTuple):
 
 
 def measure(variant: str, clients: int, seconds: int) -> Cell:
-    with (
-        tempfile.TemporaryDirectory(prefix=".bench-", dir=ROOT) as directory,
-        serving(variant, Path(directory)) as port,
-    ):
-        return load(port, clients, seconds, Path(directory))
-
-
-@contextlib.contextmanager
-def serving(variant: str, directory: Path) -> Iterator[int]:
-    """Run the server with its events in `directory`; yield its port once it answers."""
-    log = directory / "server.log"
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("TELEMETRY_")}
-    with log.open("wb") as log_file:
-        process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", variant],
-            cwd=ROOT,
-            env=environ | {"TELEMETRY_DATA_DIR": str(directory)},
-            stderr=log_file,
-            start_new_session=True,  # so that one signal reaches master and workers
-        )
-    try:
-        port = read_port(process, log)
-        connection = http.client.HTTPConnection("127.0.0.1", port, PATIENCE_SECONDS)
-        connection.request("GET", "/healthz")
-        connection.getresponse()
-        connection.close()
-        yield port
-        process.terminate()
-        process.wait(PATIENCE_SECONDS)
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(PATIENCE_SECONDS)
-        raise
-
-
-def read_port(process: subprocess.Popen[bytes], log: Path) -> int:
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
-    while process.poll() is None and time.monotonic() < give_up_at:
-        if found := re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", log.read_text()):
-            return int(found[1])
-        time.sleep(0.02)
-    raise RuntimeError(f"the server did not start:\n{log.read_text()}")
-
-
-def load(port: int, clients: int, seconds: int, directory: Path) -> Cell:
     """Post events for a while; see that all that were answered 2xx are in the file."""
-    script = directory / "wrk.lua"
-    script.write_text(WRK_SCRIPT)
-    command = ["wrk", "--threads=1", f"--connections={clients}", f"--duration={seconds}s"]
-    command += ["--timeout=10s", f"--script={script}", f"http://127.0.0.1:{port}/cli"]
-    patience = seconds + PATIENCE_SECONDS
-    output = subprocess.check_output(command, text=True, timeout=patience)
-    figures = [float(figure) for figure in output.splitlines()[-1].split()]
-    answers, duration_us, p50_us, p99_us, refused, failed = figures
-    if (taken := answers - refused) == 0:
-        raise RuntimeError(f"the server took no event:\n{output}")
-    stored = sum(path.read_bytes().count(b"\n") for path in directory.glob("events-*.jsonl"))
+    port = free_port()
+    command = [sys.executable, __file__, "--serve", variant, "--port", str(port)]
+    with bench_directory() as directory:
+        environ = {"TELEMETRY_DATA_DIR": str(directory)}
+        with serving(command, port, directory, environ):
+            load = run_wrk(port, [CLI], clients=clients, seconds=seconds, directory=directory)
+            stored = count_lines(directory)
     problem = ""
-    if stored < taken or refused or failed:
-        problem = f"{taken:.0f} taken, {stored} stored, {refused:.0f} refused, {failed:.0f} failed"
-    return Cell(taken / duration_us * 1e6, p50_us / 1e3, p99_us / 1e3, problem)
+    if stored < load.taken or load.refused or load.failed:
+        problem = f"{load.taken} taken, {stored} stored, "
+        problem += f"{load.refused} refused, {load.failed} failed"
+    return Cell(load.events_per_second, load.p50_ms, load.p99_ms, problem)
 
 
 def measure_all(rounds: int, seconds: int) -> dict[tuple[str, int], Cell]:
@@ -251,17 +189,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=3, help="for each cell and round (3)")
     parser.add_argument("--rounds", type=int, default=3, help="the median counts (3)")
     parser.add_argument("--serve", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--store", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve)
+        serve(options.serve, options.port)
         return
     if options.store:
         append_alone(options.store, options.seconds)
         return
-    if not shutil.which("wrk"):
-        sys.exit("bench: wrk is not installed (apt install wrk)")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+    require_tools("wrk")
     seconds = options.rounds * len(CLIENTS) * len(VARIANTS) * (options.seconds + 2)
     print(f"{os.cpu_count()} CPUs, {options.rounds} rounds of {options.seconds} s each; ", end="")
     print(f"wait {seconds // 60} minutes", flush=True)
