@@ -19,7 +19,8 @@ lint: $(VENV)/dev ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/run ## measure, for some minutes; wants wrk
+bench: $(VENV)/run ## measure, for some minutes; wants wrk, nginx, node, npm
+	$(BIN)/python bench/compare.py
 	$(BIN)/python bench/durability.py
 
 $(VENV)/run: requirements.txt

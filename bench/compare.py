@@ -1,0 +1,298 @@
+"""Show the collector beside what people would use instead: one table, and the goals.
+
+    make bench
+    python bench/compare.py --seconds 4 --rounds 5
+    python bench/compare.py --only ours-1 --only fastify-durable
+
+Each contestant is started on an empty directory, on the disk that holds the
+project, and takes the same events from `wrk` (github.com/wg/wrk): an app's and a
+command's in turn, from 32 browsers, once with a new connection for each event, as
+real clients make, and once on connections that are kept, as a proxy does.
+"durable" means synced before the answer.  The contestants take turns within each
+round; every other round goes backwards.  A figure is the median of the rounds, a
+ratio the median of the ratios within each round.
+
+CPU is the kernel's count of all of a server's processes.  `cores` says how many the
+server and wrk kept busy: two cores that serve both are not two cores for the server.
+Memory is the sum of its processes' proportional set sizes; a start lasts until the
+first event is taken.  What is in the files afterwards is counted.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from driver import (
+    BENCH,
+    bench_directory,
+    count_lines,
+    free_port,
+    mixed_requests,
+    our_server,
+    print_goal,
+    process_tree,
+    require_tools,
+    run_wrk,
+    serving,
+)
+
+WARM_UP_SECONDS = 1
+NEW, KEPT = "new connections", "kept connections"
+GUNICORN = [sys.executable, "-m", "gunicorn", "--pythonpath", BENCH / "contestants"]
+UVICORN = "--loop=uvloop --http=httptools --no-access-log --log-level=warning"
+
+Command = tuple[list[Any], dict[str, str]]
+
+
+def flask_bare(port: int, directory: Path) -> Command:
+    return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "flask_bare:app"], {}
+
+
+def flask_usual(port: int, directory: Path) -> Command:
+    # /dev/null: with its own defaults, not with the settings in our directory.
+    command = [*GUNICORN, "--config", "/dev/null", "--bind", f"127.0.0.1:{port}"]
+    return [*command, "flask_usual:app"], {"DATA_DIR": str(directory)}
+
+
+def fastapi(port: int, directory: Path) -> Command:
+    uvicorn = [BENCH / ".venv/bin/uvicorn", *UVICORN.split(), f"--port={port}"]
+    where = ["--app-dir", BENCH / "contestants", "fastapi_app:app"]
+    return [*uvicorn, *where], {"DATA_DIR": str(directory)}
+
+
+def fastify(port: int, directory: Path) -> Command:
+    environ = {"DATA_DIR": str(directory), "PORT": str(port), "NODE_ENV": "production"}
+    return ["node", BENCH / "contestants/fastify/app.mjs"], environ
+
+
+def nginx(port: int, directory: Path) -> Command:
+    template = (BENCH / "contestants/nginx.conf").read_text()
+    (directory / "nginx.conf").write_text(template.replace("127.0.0.1:PORT", f"127.0.0.1:{port}"))
+    return ["nginx", "-p", directory, "-c", "nginx.conf", "-e", "stderr"], {}
+
+
+def durable(contestant: Callable[[int, Path], Command]) -> Callable[[int, Path], Command]:
+    def command(port: int, directory: Path) -> Command:
+        parts, environ = contestant(port, directory)
+        return parts, environ | {"DURABLE": "1"}
+
+    return command
+
+
+class Contestant(NamedTuple):
+    title: str
+    command: Callable[[int, Path], Command]
+    stores: bool = True
+
+
+OURS = "ours-1"
+CONTESTANTS = {
+    OURS: Contestant("**ours, 1 worker, durable**", our_server),
+    "ours-2": Contestant("**ours, 2 workers, durable**", lambda p, d: our_server(p, d, workers=2)),
+    "fastapi-durable": Contestant("FastAPI, durable", durable(fastapi)),
+    "fastify-durable": Contestant("Fastify, durable", durable(fastify)),
+    "flask-bare": Contestant("bare Flask route, stores nothing", flask_bare, stores=False),
+    "flask-usual": Contestant("the usual Flask app", flask_usual),
+    "fastapi": Contestant("FastAPI", fastapi),
+    "fastify": Contestant("Fastify", fastify),
+    "nginx": Contestant("nginx's access log, checks nothing", nginx),
+}
+
+# One measurement: figures by name, for each kind of connection and for the whole run.
+Figures = dict[str, dict[str, float]]
+Round = dict[str, Figures]
+
+
+def measure(contestant: Contestant, clients: int, seconds: int) -> Figures:
+    port, requests = free_port(), mixed_requests()
+    figures: Figures = {}
+    taken = refused = failed = 0
+    with bench_directory() as directory:
+        command, environ = contestant.command(port, directory)
+        with serving(command, port, directory, environ) as server:
+            for kind in (NEW, KEPT):
+                for duration in (WARM_UP_SECONDS, seconds):
+                    before = server.cpu_seconds()
+                    load = run_wrk(
+                        port,
+                        requests,
+                        clients=clients,
+                        seconds=duration,
+                        directory=directory,
+                        keep_alive=kind == KEPT,
+                    )
+                    cpu_seconds = server.cpu_seconds() - before
+                    taken += load.taken
+                    refused += load.refused
+                    failed += load.failed
+                figures[kind] = {
+                    "events": load.events_per_second,
+                    "p50": load.p50_ms,
+                    "p99": load.p99_ms,
+                    "cpu": cpu_seconds / load.taken * 1e6,
+                    "cores": cpu_seconds / load.seconds,
+                    "wrk_cores": load.cpu_seconds / load.seconds,
+                }
+            tree = process_tree(server.pid)
+            figures["process"] = {
+                "memory": sum(process.pss_mb for process in tree),
+                "worker_rss": tree[-1].rss_mb,
+                "start": server.start_seconds,
+            }
+        stored = count_lines(directory)
+    # The one that it started with; then, four times, what wrk did not wait for at the end.
+    most = taken + 1 + 4 * clients
+    if refused or failed or (contestant.stores and not taken < stored <= most):
+        print(f"wrong: {contestant.title}: {taken} taken, {stored} stored, ", end="")
+        print(f"{refused} refused, {failed} failed", flush=True)
+    return figures
+
+
+class Table:
+    """The medians of all rounds, and ratios to be trusted though the machine's speed drifts."""
+
+    def __init__(self, rounds: list[Round]) -> None:
+        self.rounds = rounds
+
+    def figure(self, name: str, kind: str, what: str) -> float:
+        return median(a_round[name][kind][what] for a_round in self.rounds)
+
+    def ratio(self, name: str, kind: str, what: str, base: str = OURS) -> float:
+        return median(r[name][kind][what] / r[base][kind][what] for r in self.rounds)
+
+    def has(self, *names: str) -> bool:
+        return all(name in a_round for name in names for a_round in self.rounds)
+
+
+COLUMNS = (
+    # title, kind (None: the one of the table), name, format
+    ("events/s", None, "events", "{:.0f}"),
+    ("p50 ms", None, "p50", "{:.1f}"),
+    ("p99 ms", None, "p99", "{:.1f}"),
+    ("CPU µs/event", None, "cpu", "{:.0f}"),
+    ("memory MB", "process", "memory", "{:.0f}"),
+    ("start s", "process", "start", "{:.2f}"),
+)
+
+
+def print_table(table: Table, kind: str) -> None:
+    titles = [f"{title} (×)" for title, *_ in COLUMNS]
+    print(f"\n| {kind} | {' | '.join(titles)} | cores: server + wrk |")
+    print(f"|---{'|--:' * (len(COLUMNS) + 1)}|")
+    for name, contestant in CONTESTANTS.items():
+        if not table.has(name):
+            continue
+        cells = []
+        for _, own_kind, what, form in COLUMNS:
+            cell = form.format(table.figure(name, own_kind or kind, what))
+            if table.has(OURS):
+                cell += f" ({table.ratio(name, own_kind or kind, what):.2f})"
+            cells.append(cell)
+        cores, wrk = (table.figure(name, kind, what) for what in ("cores", "wrk_cores"))
+        print(f"| {contestant.title} | {' | '.join(cells)} | {cores:.2f} + {wrk:.2f} |")
+
+
+def print_goals(table: Table) -> None:
+    print("\nGoals, with new connections:")
+
+    def at_least(name: str, base: str, wanted: float) -> None:
+        if table.has(OURS, base):
+            # What is ours over theirs, not one divided by the median of the other's.
+            ratio = median(r[OURS][NEW]["events"] / r[base][NEW]["events"] for r in table.rounds)
+            print_goal(name, f"{ratio:.2f} (want {wanted:.2f})", ratio >= wanted)
+
+    at_least("events of the bare Flask route", "flask-bare", 0.90)
+    if table.has(OURS, "flask-bare"):
+        ratio = table.ratio(OURS, NEW, "p99", base="flask-bare")
+        print_goal("p99 of the bare Flask route", f"{ratio:.2f} (want 1.30 at most)", ratio <= 1.3)
+    at_least("events of durable FastAPI", "fastapi-durable", 1.30)
+    at_least("events of durable Fastify", "fastify-durable", 1.30)
+    at_least("events of the usual Flask app, which is not durable", "flask-usual", 1.00)
+    if table.has(OURS, "ours-2"):
+        print_scaling(table)
+    if table.has(OURS):
+        rss = table.figure(OURS, "process", "worker_rss")
+        start = table.figure(OURS, "process", "start")
+        print_goal("memory of a worker", f"{rss:.1f} MB resident (want under 60)", rss < 60)
+        print_goal("first event taken", f"{start:.2f} s after the start (want 1)", start <= 1)
+
+
+def print_scaling(table: Table) -> None:
+    """Two workers beside one, as measured and with wrk's share of the cores taken out.
+
+    wrk needs a part of the two cores that grows with the rate.  What two workers do
+    with a second of CPU is measured; with two cores of their own they would do twice that.
+    """
+    measured = table.ratio("ours-2", NEW, "events")
+    alone = median(2e6 / r["ours-2"][NEW]["cpu"] / r[OURS][NEW]["events"] for r in table.rounds)
+    one, two, wrk_one, wrk_two = (
+        table.figure(name, NEW, what)
+        for what in ("cores", "wrk_cores")
+        for name in (OURS, "ours-2")
+    )
+    figure = f"{alone:.2f} on two cores of their own (want 1.80); {measured:.2f} measured, with "
+    figure += f"{one:.2f} + {wrk_one:.2f} of {os.cpu_count()} cores busy (server + wrk) for one "
+    print_goal(
+        "two workers over one", f"{figure}and {two:.2f} + {wrk_two:.2f} for two", alone >= 1.8
+    )
+
+
+def make_environments() -> None:
+    """Install the contestants' packages, where that was not done since they were last changed."""
+    wanted = [BENCH / "requirements.txt", BENCH / "package-lock.json"]
+    installed = BENCH / ".venv/installed"
+    newest = max(path.stat().st_mtime for path in wanted)
+    if installed.exists() and installed.stat().st_mtime >= newest:
+        return
+    python = BENCH / ".venv/bin/python"
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.check_call([sys.executable, "-m", "venv", BENCH / ".venv"])
+    subprocess.check_call([*pip, "--requirement", wanted[0]])
+    subprocess.check_call(["npm", "ci", "--silent", "--prefix", BENCH])
+    installed.touch()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=int, default=4, help="of each load (4)")
+    parser.add_argument("--rounds", type=int, default=5, help="the median counts (5)")
+    parser.add_argument("--clients", type=int, default=32, help="at once (32)")
+    parser.add_argument("--only", choices=CONTESTANTS, action="append", help="may be repeated")
+    parser.add_argument("--keep", type=Path, help="add to the rounds that are kept in this file")
+    options = parser.parse_args()
+    require_tools("wrk", "nginx", "node", "npm")
+    make_environments()
+    names = list(options.only or CONTESTANTS)
+    rounds: list[Round] = []
+    if options.keep and options.keep.exists():
+        rounds = [json.loads(line) for line in options.keep.read_text().splitlines()]
+    print(f"{os.cpu_count()} CPUs, {options.clients} clients, ", end="")
+    print(f"{options.rounds} rounds of {options.seconds} s each; ", end="")
+    seconds = options.rounds * len(names) * 2 * (options.seconds + WARM_UP_SECONDS + 1)
+    print(f"wait {seconds // 60 + 1} minutes", flush=True)
+    try:
+        for i in range(options.rounds):
+            order = names if i % 2 == 0 else names[::-1]
+            rounds.append(
+                {n: measure(CONTESTANTS[n], options.clients, options.seconds) for n in order}
+            )
+            if options.keep:
+                with options.keep.open("a") as file:
+                    file.write(f"{json.dumps(rounds[-1])}\n")
+    except KeyboardInterrupt:
+        if not rounds:
+            sys.exit("bench: stopped")
+    table = Table(rounds)
+    for kind in (NEW, KEPT):
+        print_table(table, kind)
+    print_goals(table)
+
+
+if __name__ == "__main__":
+    main()

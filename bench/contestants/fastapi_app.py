@@ -1,0 +1,165 @@
+"""FastAPI with pydantic, for uvicorn with uvloop and httptools.
+
+With DURABLE=1 an event is answered once it is synced: what queues up while one
+batch is synced, in a thread, is the next.  Without it, the line is handed to the
+kernel.
+"""
+
+import asyncio
+import base64
+import json
+import os
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from pydantic import BaseModel, Field, StringConstraints
+from ua_parser import OS, UserAgent, parse
+
+DATA_DIR = Path(os.environ["DATA_DIR"])
+DURABLE = os.environ.get("DURABLE") == "1"
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+class Providers(BaseModel):
+    auth: bool = False
+    data: bool = False
+    router: bool = False
+    live: bool = False
+    notification: bool = False
+    auditLog: bool = False
+    i18n: bool = False
+    accessControl: bool = False
+
+
+class Core(BaseModel):
+    providers: Providers
+    version: Text
+    resourceCount: Annotated[int, Field(ge=0, le=1_000_000)]
+    projectId: Text | None = None
+
+
+class Package(BaseModel):
+    name: Text
+    version: Text | None = None
+
+
+class Cli(BaseModel):
+    nodeEnv: Text | None = None
+    nodeVersion: Text
+    os: Text | None = None
+    osVersion: Text | None = None
+    command: Text | None = None
+    packages: Annotated[list[Package], Field(max_length=256)]
+    projectFramework: Text
+    projectId: Text | None = None
+
+
+class EventFile:
+    """The day's file; to be used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self.day = ""
+        self.file: BinaryIO | None = None
+
+    def write(self, lines: bytes) -> None:
+        today = datetime.now(UTC).date().isoformat()
+        if self.file is None or self.day != today:
+            if self.file is not None:
+                self.file.close()
+            self.day = today
+            self.file = (DATA_DIR / f"events-{today}.jsonl").open("ab", buffering=0)
+        self.file.write(lines)
+        if DURABLE:
+            os.fsync(self.file.fileno())
+
+
+file = EventFile()
+waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+arrived = asyncio.Event()
+
+
+async def store(event: dict[str, Any]) -> None:
+    line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
+    if not DURABLE:
+        file.write(line)
+        return
+    stored = asyncio.get_running_loop().create_future()
+    waiting.append((line, stored))
+    arrived.set()
+    await stored
+
+
+async def write_batches() -> None:
+    while True:
+        await arrived.wait()
+        arrived.clear()
+        batch = waiting.copy()
+        waiting.clear()
+        try:
+            await asyncio.to_thread(file.write, b"".join(line for line, _ in batch))
+        except OSError as exc:
+            for _, stored in batch:
+                stored.set_exception(exc)
+        else:
+            for _, stored in batch:
+                stored.set_result(None)
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    writer = asyncio.create_task(write_batches())
+    yield
+    writer.cancel()
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+@app.post("/", status_code=204)
+async def core(request: Request) -> Response:
+    try:
+        payload = Core.model_validate_json(base64.b64decode(await request.body()))
+    except ValueError as exc:
+        raise HTTPException(400, str(exc)) from exc
+    agent = parse(request.headers.get("user-agent", ""))
+    await store(
+        {
+            **new_event("core", request),
+            "hostname": urlsplit(request.headers.get("origin", "")).hostname,
+            "browser": agent.user_agent and agent.user_agent.family,
+            "browser_version": version_of(agent.user_agent),
+            "os": agent.os and agent.os.family,
+            "os_version": version_of(agent.os),
+            "payload": payload.model_dump(),
+        }
+    )
+    return Response(status_code=204)
+
+
+@app.post("/cli", status_code=204)
+async def cli(payload: Cli, request: Request) -> Response:
+    await store({**new_event("cli", request), "payload": payload.model_dump()})
+    return Response(status_code=204)
+
+
+def new_event(source: str, request: Request) -> dict[str, Any]:
+    received_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return {
+        "id": str(uuid.uuid4()),
+        "received_at": received_at.replace("+00:00", "Z"),
+        "source": source,
+        "ip": request.client and request.client.host,
+    }
+
+
+def version_of(found: UserAgent | OS | None) -> str | None:
+    if found is None:
+        return None
+    return ".".join(part for part in (found.major, found.minor, found.patch) if part) or None

@@ -1,0 +1,159 @@
+// Fastify with its schema validation, and ua-parser-js.
+//
+// With DURABLE=1 an event is answered once it is synced: what queues up while one
+// batch is synced is the next. Without it, the line is handed to a stream.
+
+import { randomUUID } from "node:crypto";
+import { createWriteStream } from "node:fs";
+import { open } from "node:fs/promises";
+import { join } from "node:path";
+import Fastify from "fastify";
+import { UAParser } from "ua-parser-js";
+
+const { DATA_DIR, PORT, DURABLE } = process.env;
+
+const text = { type: "string", minLength: 1, maxLength: 256 };
+const optionalText = { ...text, nullable: true, default: null };
+const provider = { type: "boolean", default: false };
+
+const coreSchema = {
+  type: "object",
+  required: ["providers", "version", "resourceCount"],
+  additionalProperties: false,
+  properties: {
+    providers: {
+      type: "object",
+      additionalProperties: false,
+      properties: {
+        auth: provider,
+        data: provider,
+        router: provider,
+        live: provider,
+        notification: provider,
+        auditLog: provider,
+        i18n: provider,
+        accessControl: provider,
+      },
+    },
+    version: text,
+    resourceCount: { type: "integer", minimum: 0, maximum: 1_000_000 },
+    projectId: optionalText,
+  },
+};
+
+const cliSchema = {
+  type: "object",
+  required: ["nodeVersion", "packages", "projectFramework"],
+  additionalProperties: false,
+  properties: {
+    nodeEnv: optionalText,
+    nodeVersion: text,
+    os: optionalText,
+    osVersion: optionalText,
+    command: optionalText,
+    packages: {
+      type: "array",
+      maxItems: 256,
+      items: {
+        type: "object",
+        required: ["name"],
+        additionalProperties: false,
+        properties: { name: text, version: optionalText },
+      },
+    },
+    projectFramework: text,
+    projectId: optionalText,
+  },
+};
+
+const dayPath = (day) => join(DATA_DIR, `events-${day}.jsonl`);
+const today = () => new Date().toISOString().slice(0, 10);
+
+function streamedStore() {
+  let day, stream;
+  return (line) => {
+    if (day !== today()) {
+      stream?.end();
+      day = today();
+      stream = createWriteStream(dayPath(day), { flags: "a" });
+    }
+    stream.write(line);
+  };
+}
+
+function durableStore() {
+  let day, file;
+  let waiting = [];
+  let isWriting = false;
+
+  async function writeBatches() {
+    isWriting = true;
+    while (waiting.length > 0) {
+      const batch = waiting;
+      waiting = [];
+      try {
+        if (day !== today()) {
+          await file?.close();
+          day = today();
+          file = await open(dayPath(day), "a");
+        }
+        await file.appendFile(batch.map(({ line }) => line).join(""));
+        await file.datasync();
+        batch.forEach(({ resolve }) => resolve());
+      } catch (error) {
+        batch.forEach(({ reject }) => reject(error));
+      }
+    }
+    isWriting = false;
+  }
+
+  return (line) =>
+    new Promise((resolve, reject) => {
+      waiting.push({ line, resolve, reject });
+      if (!isWriting) writeBatches();
+    });
+}
+
+const store = DURABLE === "1" ? durableStore() : streamedStore();
+
+const app = Fastify();
+
+app.addContentTypeParser("text/plain", { parseAs: "string" }, (request, body, done) => {
+  try {
+    done(null, JSON.parse(Buffer.from(body, "base64").toString()));
+  } catch (error) {
+    error.statusCode = 400;
+    done(error);
+  }
+});
+
+const newEvent = (source, request) => ({
+  id: randomUUID(),
+  received_at: new Date().toISOString(),
+  source,
+  ip: request.ip,
+});
+
+app.post("/", { schema: { body: coreSchema } }, async (request, reply) => {
+  const { browser, os } = UAParser(request.headers["user-agent"]);
+  const { origin } = request.headers;
+  const event = {
+    ...newEvent("core", request),
+    hostname: origin && URL.canParse(origin) ? new URL(origin).hostname : null,
+    browser: browser.name ?? null,
+    browser_version: browser.version ?? null,
+    os: os.name ?? null,
+    os_version: os.version ?? null,
+    payload: request.body,
+  };
+  await store(`${JSON.stringify(event)}\n`);
+  return reply.code(204).send();
+});
+
+app.post("/cli", { schema: { body: cliSchema } }, async (request, reply) => {
+  await store(`${JSON.stringify({ ...newEvent("cli", request), payload: request.body })}\n`);
+  return reply.code(204).send();
+});
+
+process.on("SIGTERM", () => app.close());
+await app.listen({ host: "127.0.0.1", port: Number(PORT) });

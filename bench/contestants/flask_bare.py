@@ -1,0 +1,20 @@
+"""The floor we stand on: Flask on our gunicorn settings, a body read, a 204.  Stores nothing."""
+
+from types import SimpleNamespace
+
+from flask import Flask, Response, request
+
+app = Flask(__name__, static_folder=None)
+
+# Our gunicorn.conf.py asks for these.
+nothing = SimpleNamespace(start_housekeeping=lambda: None, close=lambda: None)
+app.extensions["collector"] = SimpleNamespace(
+    settings=SimpleNamespace(trusted_proxies=()), store=nothing
+)
+
+
+@app.post("/")
+@app.post("/cli")
+def take() -> Response:
+    request.get_data()
+    return Response(status=204)
