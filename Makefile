@@ -19,8 +19,10 @@ lint: $(VENV)/dev ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/run ## measure, for some minutes; wants wrk, nginx, node, npm
+bench: $(VENV)/run ## measure, for a quarter of an hour; wants wrk, nginx, node and npm
 	$(BIN)/python bench/compare.py
+	$(BIN)/python bench/inprocess.py
+	$(BIN)/python bench/soak.py
 	$(BIN)/python bench/durability.py
 
 $(VENV)/run: requirements.txt

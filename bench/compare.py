@@ -1,7 +1,7 @@
 """Show the collector beside what people would use instead: one table, and the goals.
 
     make bench
-    python bench/compare.py --seconds 4 --rounds 5
+    python bench/compare.py --seconds 3 --rounds 5
     python bench/compare.py --only ours-1 --only fastify-durable
 
 Each contestant is started on an empty directory, on the disk that holds the
@@ -203,13 +203,12 @@ def print_goals(table: Table) -> None:
 
     def at_least(name: str, base: str, wanted: float) -> None:
         if table.has(OURS, base):
-            # What is ours over theirs, not one divided by the median of the other's.
-            ratio = median(r[OURS][NEW]["events"] / r[base][NEW]["events"] for r in table.rounds)
+            ratio = table.ratio(OURS, NEW, "events", base)
             print_goal(name, f"{ratio:.2f} (want {wanted:.2f})", ratio >= wanted)
 
     at_least("events of the bare Flask route", "flask-bare", 0.90)
     if table.has(OURS, "flask-bare"):
-        ratio = table.ratio(OURS, NEW, "p99", base="flask-bare")
+        ratio = table.ratio(OURS, NEW, "p99", "flask-bare")
         print_goal("p99 of the bare Flask route", f"{ratio:.2f} (want 1.30 at most)", ratio <= 1.3)
     at_least("events of durable FastAPI", "fastapi-durable", 1.30)
     at_least("events of durable Fastify", "fastify-durable", 1.30)
@@ -260,7 +259,7 @@ def make_environments() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=int, default=4, help="of each load (4)")
+    parser.add_argument("--seconds", type=int, default=3, help="of each load (3)")
     parser.add_argument("--rounds", type=int, default=5, help="the median counts (5)")
     parser.add_argument("--clients", type=int, default=32, help="at once (32)")
     parser.add_argument("--only", choices=CONTESTANTS, action="append", help="may be repeated")
