@@ -13,7 +13,8 @@ round; every other round goes backwards.  A figure is the median of the rounds, 
 ratio the median of the ratios within each round.
 
 CPU is the kernel's count of all of a server's processes.  `cores` says how many the
-server and wrk kept busy: two cores that serve both are not two cores for the server.
+server, wrk and the rest of the machine kept busy: two cores that serve all of them are
+not two cores for the server.
 Memory is the sum of its processes' proportional set sizes; a start lasts until the
 first event is taken.  What is in the files afterwards is counted.
 """
@@ -31,6 +32,7 @@ from typing import Any, NamedTuple
 from driver import (
     BENCH,
     bench_directory,
+    busy_seconds,
     count_lines,
     free_port,
     mixed_requests,
@@ -118,7 +120,7 @@ def measure(contestant: Contestant, clients: int, seconds: int) -> Figures:
         with serving(command, port, directory, environ) as server:
             for kind in (NEW, KEPT):
                 for duration in (WARM_UP_SECONDS, seconds):
-                    before = server.cpu_seconds()
+                    before, busy_before = server.cpu_seconds(), busy_seconds()
                     load = run_wrk(
                         port,
                         requests,
@@ -128,6 +130,7 @@ def measure(contestant: Contestant, clients: int, seconds: int) -> Figures:
                         keep_alive=kind == KEPT,
                     )
                     cpu_seconds = server.cpu_seconds() - before
+                    rest_seconds = busy_seconds() - busy_before - cpu_seconds - load.cpu_seconds
                     taken += load.taken
                     refused += load.refused
                     failed += load.failed
@@ -138,6 +141,7 @@ def measure(contestant: Contestant, clients: int, seconds: int) -> Figures:
                     "cpu": cpu_seconds / load.taken * 1e6,
                     "cores": cpu_seconds / load.seconds,
                     "wrk_cores": load.cpu_seconds / load.seconds,
+                    "rest_cores": max(0.0, rest_seconds / load.seconds),
                 }
             tree = process_tree(server.pid)
             figures["process"] = {
@@ -181,9 +185,13 @@ COLUMNS = (
 )
 
 
+CORES = ("cores", "wrk_cores", "rest_cores")
+FULL = 0.95  # of the cores
+
+
 def print_table(table: Table, kind: str) -> None:
     titles = [f"{title} (×)" for title, *_ in COLUMNS]
-    print(f"\n| {kind} | {' | '.join(titles)} | cores: server + wrk |")
+    print(f"\n| {kind} | {' | '.join(titles)} | cores: server + wrk + rest |")
     print(f"|---{'|--:' * (len(COLUMNS) + 1)}|")
     for name, contestant in CONTESTANTS.items():
         if not table.has(name):
@@ -194,8 +202,12 @@ def print_table(table: Table, kind: str) -> None:
             if table.has(OURS):
                 cell += f" ({table.ratio(name, own_kind or kind, what):.2f})"
             cells.append(cell)
-        cores, wrk = (table.figure(name, kind, what) for what in ("cores", "wrk_cores"))
-        print(f"| {contestant.title} | {' | '.join(cells)} | {cores:.2f} + {wrk:.2f} |")
+        print(f"| {contestant.title} | {' | '.join(cells)} | {cores_of(table, name, kind)} |")
+
+
+def cores_of(table: Table, name: str, kind: str) -> str:
+    used = (table.figure(name, kind, what) for what in CORES)
+    return " + ".join(f"{cores:.2f}" for cores in used)
 
 
 def print_goals(table: Table) -> None:
@@ -223,23 +235,20 @@ def print_goals(table: Table) -> None:
 
 
 def print_scaling(table: Table) -> None:
-    """Two workers beside one, as measured and with wrk's share of the cores taken out.
+    """Two workers beside one: as measured, and as the CPU they need says.
 
-    wrk needs a part of the two cores that grows with the rate.  What two workers do
-    with a second of CPU is measured; with two cores of their own they would do twice that.
+    wrk's part of the cores grows with the rate.  What two workers do with a second of
+    CPU is measured; with two cores of their own they would do twice that.  That counts
+    only where no core was idle: else something other than CPU holds them back.
     """
     measured = table.ratio("ours-2", NEW, "events")
     alone = median(2e6 / r["ours-2"][NEW]["cpu"] / r[OURS][NEW]["events"] for r in table.rounds)
-    one, two, wrk_one, wrk_two = (
-        table.figure(name, NEW, what)
-        for what in ("cores", "wrk_cores")
-        for name in (OURS, "ours-2")
-    )
-    figure = f"{alone:.2f} on two cores of their own (want 1.80); {measured:.2f} measured, with "
-    figure += f"{one:.2f} + {wrk_one:.2f} of {os.cpu_count()} cores busy (server + wrk) for one "
-    print_goal(
-        "two workers over one", f"{figure}and {two:.2f} + {wrk_two:.2f} for two", alone >= 1.8
-    )
+    share = sum(table.figure("ours-2", NEW, what) for what in CORES) / (os.cpu_count() or 1)
+    met = measured >= 1.8 or (alone >= 1.8 and share >= FULL)
+    figure = f"{measured:.2f} measured (want 1.80), with {share:.0%} of the cores busy: server + "
+    figure += f"wrk + rest {cores_of(table, 'ours-2', NEW)}, and {cores_of(table, OURS, NEW)} for "
+    figure += f"one; by their CPU {alone:.2f} on two cores of their own"
+    print_goal("two workers over one", figure, met)
 
 
 def make_environments() -> None:

@@ -96,6 +96,13 @@ def process_tree(pid: int) -> list[Process]:
     return tree
 
 
+def busy_seconds() -> float:
+    """Return the CPU seconds that all cores together have spent, on whatever it was."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()
+    user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, fields[1:])
+    return (user + nice + system + irq + softirq) / CLOCK_TICKS
+
+
 class Server(NamedTuple):
     port: int
     pid: int
