@@ -24,6 +24,7 @@ bench: $(VENV)/run ## measure, for a quarter of an hour; wants wrk, nginx, node 
 	$(BIN)/python bench/inprocess.py
 	$(BIN)/python bench/soak.py
 	$(BIN)/python bench/durability.py
+	$(BIN)/python bench/report.py
 
 $(VENV)/run: requirements.txt
 	python3 -m venv $(VENV)

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 from driver import (
     BENCH,
     bench_directory,
+    bench_python,
     busy_seconds,
     count_lines,
     free_port,
@@ -63,7 +64,7 @@ def flask_usual(port: int, directory: Path) -> Command:
 
 
 def fastapi(port: int, directory: Path) -> Command:
-    uvicorn = [BENCH / ".venv/bin/uvicorn", *UVICORN.split(), f"--port={port}"]
+    uvicorn = [bench_python(), "-m", "uvicorn", *UVICORN.split(), f"--port={port}"]
     where = ["--app-dir", BENCH / "contestants", "fastapi_app:app"]
     return [*uvicorn, *where], {"DATA_DIR": str(directory)}
 
@@ -251,19 +252,10 @@ def print_scaling(table: Table) -> None:
     print_goal("two workers over one", figure, met)
 
 
-def make_environments() -> None:
-    """Install the contestants' packages, where that was not done since they were last changed."""
-    wanted = [BENCH / "requirements.txt", BENCH / "package-lock.json"]
-    installed = BENCH / ".venv/installed"
-    newest = max(path.stat().st_mtime for path in wanted)
-    if installed.exists() and installed.stat().st_mtime >= newest:
-        return
-    python = BENCH / ".venv/bin/python"
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.check_call([sys.executable, "-m", "venv", BENCH / ".venv"])
-    subprocess.check_call([*pip, "--requirement", wanted[0]])
-    subprocess.check_call(["npm", "ci", "--silent", "--prefix", BENCH])
-    installed.touch()
+def install_node_packages() -> None:
+    wanted, installed = BENCH / "package-lock.json", BENCH / "node_modules/.package-lock.json"
+    if not installed.exists() or installed.stat().st_mtime < wanted.stat().st_mtime:
+        subprocess.check_call(["npm", "ci", "--silent", "--prefix", BENCH])
 
 
 def main() -> None:
@@ -275,7 +267,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="add to the rounds that are kept in this file")
     options = parser.parse_args()
     require_tools("wrk", "nginx", "node", "npm")
-    make_environments()
+    bench_python()
+    install_node_packages()
     names = list(options.only or CONTESTANTS)
     rounds: list[Round] = []
     if options.keep and options.keep.exists():

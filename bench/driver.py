@@ -264,6 +264,18 @@ def count_lines(directory: Path) -> int:
     return lines
 
 
+def bench_python() -> Path:
+    """Return the Python that has the contestants' packages, as bench/requirements.txt has them."""
+    environment, requirements = BENCH / ".venv", BENCH / "requirements.txt"
+    python, installed = environment / "bin/python", environment / "installed"
+    if not installed.exists() or installed.stat().st_mtime < requirements.stat().st_mtime:
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.check_call([sys.executable, "-m", "venv", environment])
+        subprocess.check_call([*pip, "--requirement", requirements])
+        installed.touch()
+    return python
+
+
 def print_goal(name: str, figure: str, met: bool) -> None:
     print(f"- {'met   ' if met else 'MISSED'} {name}: {figure}")
 

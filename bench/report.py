@@ -12,6 +12,7 @@ program first in turn.  DuckDB lives in an environment of its own, bench/.venv.
 """
 
 import argparse
+import contextlib
 import gzip
 import json
 import os
@@ -29,10 +30,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-BENCH = Path(__file__).resolve().parent
-ROOT = BENCH.parent
-VENV = BENCH / ".venv"
-REQUIREMENTS = BENCH / "report-requirements.txt"
+from driver import ROOT, bench_python, process_tree
+
 UNTIL = date(2026, 11, 23)
 SAMPLE_SECONDS = 0.02
 
@@ -332,47 +331,21 @@ class Peak:
     """Watches the memory of a process and all below it."""
 
     def __init__(self, pid: int) -> None:
-        self.pid, self.peak_kb = pid, 0
+        self.pid, self.peak_mb = pid, 0.0
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self.watch)
         self.thread.start()
 
     def watch(self) -> None:
         while not self.stopping.wait(SAMPLE_SECONDS):
-            self.peak_kb = max(self.peak_kb, sum(map(memory_kb, family(self.pid))))
+            with contextlib.suppress(OSError):  # one of them has ended
+                now = sum(process.pss_mb for process in process_tree(self.pid))
+                self.peak_mb = max(self.peak_mb, now)
 
     def stop(self) -> float:
         self.stopping.set()
         self.thread.join()
-        return self.peak_kb / 1024
-
-
-def family(pid: int) -> list[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:  # it has ended
-        return []
-    return [pid, *(below for child in children for below in family(int(child)))]
-
-
-def memory_kb(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
-
-
-def duckdb_python() -> str:
-    """Return the Python that has DuckDB; its environment is made when it is missing."""
-    python = VENV / "bin/python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-    have_it = subprocess.run([python, "-c", "import duckdb"], stderr=subprocess.DEVNULL)
-    if have_it.returncode:
-        install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        subprocess.run([*install, "-r", REQUIREMENTS], check=True)
-    return str(python)
+        return self.peak_mb
 
 
 def differences(ours: Any, theirs: Any, where: str = "") -> Iterator[str]:
@@ -391,7 +364,7 @@ def compare(directory: Path, days: int, rounds: int) -> None:
     flask = str(Path(sys.executable).with_name("flask"))
     commands = {
         "flask report": [flask, "report", *period, "--format=json"],
-        "DuckDB": [duckdb_python(), __file__, *period, "--duckdb"],
+        "DuckDB": [str(bench_python()), __file__, *period, "--duckdb"],
     }
     first = {name: run(command, directory, True) for name, command in commands.items()}
     if wrong := list(differences(*(found.answer for found in first.values()))):

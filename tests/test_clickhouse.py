@@ -192,7 +192,7 @@ def test_a_shipper_may_send_the_lines_as_they_are_and_more_than_once(database: D
 
 def test_every_place_of_the_report_has_its_question() -> None:
     asked = {*QUESTIONS}
-    report, _ = make_report(Path(__file__).parent, SINCE, UNTIL)
+    report, _ = make_report([Path(__file__).parent], SINCE, UNTIL)
     lists = {f"{source}.{name}" for source in ("core", "cli") for name in report[source]}
 
     # What was refused is a matter of each collector.

@@ -456,7 +456,8 @@ def start_report(
     unset = {"NO_COLOR", "COLUMNS", "FORCE_COLOR"}
     clean = {name: value for name, value in os.environ.items() if name not in unset}
     return subprocess.Popen(
-        [FLASK, "report", "--until=2026-11-23"],
+        # What a shell starts in the background ignores SIGINT, and so would this.
+        ["env", "--default-signal=INT", FLASK, "report", "--until=2026-11-23"],
         cwd=ROOT,
         env={**clean, "TELEMETRY_DATA_DIR": str(data_dir), **(environ or {})},
         start_new_session=True,
