@@ -12,7 +12,7 @@ run: $(VENV)/run ## set up what is missing, then serve on http://127.0.0.1:8000
 	$(BIN)/gunicorn
 
 test: $(VENV)/dev ## set up what is missing, then run every test
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=4 --dist=worksteal  # more than cores: most tests wait for something
 
 lint: $(VENV)/dev ## check style and types
 	$(BIN)/ruff check .
