@@ -11,18 +11,20 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
-import ua_parser
+from ua_parser import OS, Domain, Resolver, UserAgent, load_lazy_builtins
+from ua_parser.regex import Resolver as RegexResolver
 
 MAX_TEXT_CHARS = 256
 MAX_PACKAGES = 256
 MAX_RESOURCES = 1_000_000
 MAX_AGENT_CHARS = 512  # matching takes longer the longer the text is
 MAX_HOSTNAME_CHARS = 253
-MAX_KNOWN = 1024  # of each header, the latest values whose meaning is kept: they repeat
+MAX_KNOWN = 256  # addresses, and host names, whose meaning is kept: they repeat
+MAX_KNOWN_AGENTS = 10_000  # likewise
 
 PROVIDERS = ("auth", "data", "router", "live", "notification", "auditLog", "i18n", "accessControl")
 
@@ -283,13 +285,14 @@ def parse_hostname(url: str) -> str | None:
     return host if all(map(LABEL.fullmatch, labels)) else None
 
 
-AGENT_DOMAINS = ua_parser.Domain.USER_AGENT | ua_parser.Domain.OS
-
-
-@lru_cache(MAX_KNOWN)
 def describe_agent(header: str) -> dict[str, str | None]:
     """Return browser and operating system, each with its version; None where nothing matched."""
-    found = ua_parser.parser(UNSAFE.sub("", header[:MAX_AGENT_CHARS]), AGENT_DOMAINS)
+    return match_agent(header[:MAX_AGENT_CHARS])
+
+
+@lru_cache(MAX_KNOWN_AGENTS)
+def match_agent(agent: str) -> dict[str, str | None]:
+    found = agent_resolver()(UNSAFE.sub("", agent), Domain.USER_AGENT | Domain.OS)
     browser, os = found.user_agent, found.os
     return {
         "browser": browser.family if browser else None,
@@ -299,7 +302,14 @@ def describe_agent(header: str) -> dict[str, str | None]:
     }
 
 
-def join_version(found: ua_parser.UserAgent | ua_parser.OS | None) -> str | None:
+@cache
+def agent_resolver() -> Resolver:
+    """Build the matcher, which takes a moment; without devices it has half the size."""
+    browsers, systems, _ = load_lazy_builtins()
+    return RegexResolver((browsers, systems, []))
+
+
+def join_version(found: UserAgent | OS | None) -> str | None:
     if found is None:
         return None
     parts = (found.major, found.minor, found.patch, found.patch_minor)
