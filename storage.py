@@ -241,9 +241,8 @@ class Store:
     def health(self) -> dict[str, Any]:
         """Say whether an event would be stored now (`ok`), and what is known about it."""
         # Before the first event, the directory that it will be made in.
-        there = self.directory.absolute()
-        while not there.exists() and there != there.parent:
-            there = there.parent
+        paths = (self.directory.absolute(), *self.directory.absolute().parents)
+        there = next(path for path in paths if path.exists())
         free, writable = 0, False
         with contextlib.suppress(OSError):
             free = free_bytes(there)
@@ -366,7 +365,6 @@ class Appender:
             require_room(self.directory, self.min_free_bytes + len(lines))
             fcntl.flock(self.fd, fcntl.LOCK_SH)  # until it is known whether it has a name
             self.write_whole(lines, start)
-            self.owed = Owed(name, start, lines)
         os.fsync(self.fd)
         if is_new:
             # Each worker for itself: the one that made it may have died before this.
@@ -389,6 +387,7 @@ class Appender:
                         end += len(line)
                 require_room(self.directory, self.min_free_bytes + end - start)
                 self.write_whole(b"".join(fitting), start)
+                self.owed = None
         except OSError:
             self.drop()
             raise
@@ -413,12 +412,10 @@ class Appender:
 
     def write_whole(self, lines: bytes, start: int) -> None:
         """Write all of the lines, or none.  The caller holds the lock."""
-        written = 0
+        self.owed = Owed(self.name, start, lines)
         try:
-            while written < len(lines):
-                written += os.write(self.fd, lines[written:])
+            write_all(self.fd, lines)
         except OSError:
-            self.owed = Owed(self.name, start, lines)
             cut_off(self.fd, start)
             self.owed = None
             raise
