@@ -144,8 +144,6 @@ def create_app(settings: Settings | None = None, clock: Callable[[], datetime] =
         clock=clock,
     )
     app.extensions["collector"] = Collector(settings, store, clock)
-    # A client turns a redirected POST into a GET: `//cli` is 404, not 308 to `/cli`.
-    app.url_map.merge_slashes = False
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.register_blueprint(bp)
     app.register_error_handler(Rejected, refuse)

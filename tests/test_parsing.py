@@ -294,7 +294,7 @@ def test_the_clients_address_is_the_first_that_is_not_a_trusted_proxys(
 
 @pytest.mark.parametrize(
     ("address", "network"),
-    [("192.0.2.77", "192.0.2.0"), ("2001:db8:1:2:3::4", "2001:db8:1::")],
+    [("192.0.2.200", "192.0.2.0"), ("2001:db8:1:ffff:3::4", "2001:db8:1::")],
 )
 def test_a_masked_address_is_that_of_its_network(address: str, network: str) -> None:
     assert parsing.mask_address(ip_address(address)) == network

@@ -5,6 +5,7 @@ import json
 import math
 import random
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -195,6 +196,24 @@ def test_every_number_is_that_of_a_naive_count(
     assert (result.exit_code, result.stderr) == (0, "")
     assert json.loads(result.stdout) == expected
     assert list(json.loads(result.stdout)) == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("counts", "median", "p90"),
+    [
+        ({5: 1}, 5, 5),
+        (dict.fromkeys(range(1, 11), 1), 5, 9),
+        (dict.fromkeys(range(1, 12), 1), 6, 10),
+        ({0: 9, 100: 1}, 0, 0),
+        ({0: 89, 100: 11}, 0, 100),
+    ],
+)
+def test_the_median_is_the_lower_middle_and_90_percent_do_not_exceed_p90(
+    counts: dict[int, int], median: int, p90: int
+) -> None:
+    spread = {"min": min(counts), "median": median, "p90": p90, "max": max(counts)}
+
+    assert report.spread(Counter(counts)) == spread
 
 
 def test_the_default_is_the_30_days_that_end_today(

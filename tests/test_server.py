@@ -58,6 +58,14 @@ def test_a_server_takes_up_where_another_was_killed(
 
 
 @pytest.mark.parametrize(
+    "target", ["/cli/", "//cli", "///cli//", "/./cli", "//", "/telemetry//", "//telemetry", "/x//cli"]
+)
+def test_no_request_is_ever_redirected(server: Server, target: str) -> None:
+    """A client would turn the POST into a GET."""
+    assert server.send("POST", target, body=b"{}").status in (400, 404)
+
+
+@pytest.mark.parametrize(
     ("proxies", "believed"),
     [("", "nobody"), ("127.0.0.1,10.0.0.0/8", "127.0.0.1/32, 10.0.0.0/8")],
 )

@@ -785,6 +785,17 @@ def test_files_are_compressed_and_deleted_by_their_age(
     assert {path.stat().st_mode & 0o777 for path in data_dir.glob("*.gz")} == {0o640}
 
 
+def test_a_days_plain_file_goes_only_when_the_name_of_the_compressed_one_is_on_disk(
+    make_store: Callable[..., Store], data_dir: Path, disk: Disk
+) -> None:
+    write_days(data_dir, 2)
+    make_store(compress_after_days=1).keep_house(TODAY)
+
+    calls = [name for name, _ in disk.calls]
+    renamed = calls.index("rename")
+    assert "fsync" in calls[renamed : calls.index("unlink", renamed)]
+
+
 def test_by_default_nothing_is_deleted_and_0_never_compresses(store: Store, data_dir: Path) -> None:
     content = write_days(data_dir, 400)
     store.keep_house(TODAY)
