@@ -8,14 +8,14 @@ import ipaddress
 import logging
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
-from wsgiref.types import WSGIEnvironment
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 from flask import Blueprint, Flask, Response, current_app, render_template, request
 from gunicorn.http.errors import ParseException
@@ -24,7 +24,7 @@ from werkzeug.exceptions import HTTPException
 import parsing
 from parsing import Rejected
 from report import report_command
-from storage import NotStored, Store, encode, timestamp, utc_now
+from storage import Job, NotStored, Store, encode, timestamp, utc_now
 
 MAX_BODY_BYTES = 64 * 1024
 RETRY_AFTER_SECONDS = 30
@@ -172,6 +172,26 @@ OUTCOMES = ("stored", "opted-out")
 IMAGE = {o: answer(200, PIXEL, "image/gif", X_Telemetry_Outcome=o) for o in OUTCOMES}
 NO_CONTENT = {o: answer(204, X_Telemetry_Outcome=o) for o in OUTCOMES}
 
+
+class OnceStored(Response):
+    """The answer to an event that was handed in: `taken`, once it is on disk.
+
+    It waits, and calls start_response, when the server asks for the body: before that,
+    the server may have more events handed in, to be synced with this one.
+    """
+
+    def __init__(self, store: Store, job: Job, taken: Response) -> None:
+        super().__init__()
+        self.store, self.job, self.taken = store, job, taken
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+        try:
+            self.store.wait_for(self.job)
+        except NotStored as exc:
+            self.taken = try_again(exc)
+        yield from self.taken(environ, start_response)
+
+
 bp = Blueprint("collect", __name__)
 
 
@@ -223,7 +243,7 @@ def healthz() -> Response:
 def collect(
     source: str, read_payload: Callable[[], dict[str, Any]], taken: dict[str, Response]
 ) -> Response:
-    """Answer once the event is on disk, or its sender has opted out of it."""
+    """Return the answer to an event, which comes once it is on disk, or to an opt-out."""
     here, environ = collector(), request.environ
     if here.settings.honor_opt_out and has_opted_out(environ):
         return taken["opted-out"]
@@ -239,8 +259,8 @@ def collect(
     if source == "core":
         event["hostname"] = client_hostname(environ)
         event |= parsing.describe_agent(environ.get("HTTP_USER_AGENT", ""))
-    here.store.append(event | {"payload": payload})
-    return taken["stored"]
+    job = here.store.submit(event | {"payload": payload})
+    return OnceStored(here.store, job, taken["stored"])
 
 
 def has_opted_out(environ: WSGIEnvironment) -> bool:

@@ -8,21 +8,27 @@ import contextlib
 import errno
 import json
 import logging
+import re
 import resource
 import socket
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from datetime import datetime
 from functools import partial
 from http import HTTPStatus
 from selectors import EVENT_READ
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
-from gunicorn.http import errors
+from gunicorn.http import errors, wsgi
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 import parsing
 
 RECEIVE_SECONDS = 9  # of the 10 that a client has; who waits behind it is answered in the last
+PEEK_BYTES = 16 * 1024  # a longer request gets a thread
+ACCEPTED_AT_ONCE = 32  # at most, or other workers would have nothing to do
 
 
 class Connection(TConn):
@@ -30,6 +36,8 @@ class Connection(TConn):
 
     gunicorn waits up to two seconds, in the loop that accepts everybody else.
     """
+
+    is_late = False
 
     def close(self, graceful: bool = False) -> None:
         with contextlib.suppress(OSError):
@@ -43,43 +51,102 @@ class Connection(TConn):
 
 
 class DeadlineWorker(ThreadWorker):
-    """gthread, but no client can keep a thread: a whole request has RECEIVE_SECONDS to arrive.
+    """gthread, but a whole request needs no thread, and no client can keep one.
 
-    A connection gets a thread only once it has sent something, and the reading
-    side of one that takes too long is shut: its thread then sees the end of the
-    request.  (In gunicorn 27 a thread waits five seconds for the first byte and
-    without a limit for the others.)  All methods but handle_error run in the
-    worker's main loop, so there is nothing to lock.
+    Threads that take turns at one interpreter cost more than the request itself.  So
+    what has arrived whole is answered by the worker's main loop: it hands in the events
+    of all who are ready, waits for the disk once, and answers them all.
+
+    Who has sent a part gets a thread, and RECEIVE_SECONDS for the rest: then its reading
+    side is shut, and the thread sees the end of the request.  (In gunicorn 27 a thread
+    waits five seconds for the first byte and without a limit for the others.)  All
+    methods but handle_error run in the main loop, so there is nothing to lock.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.deadlines: dict[TConn, float] = {}
+        self.whole: list[TConn] = []
 
     def accept(self, listener: socket.socket) -> None:
-        try:
-            sock, address = listener.accept()
-        except OSError as exc:
-            if exc.errno not in (errno.EAGAIN, errno.ECONNABORTED):
-                self.log.error("cannot accept: %s", exc)
+        for _ in range(min(ACCEPTED_AT_ONCE, self.worker_connections - self.nr_conns)):
+            try:
+                sock, address = listener.accept()
+            except OSError as exc:
+                if exc.errno not in (errno.EAGAIN, errno.ECONNABORTED):
+                    self.log.error("cannot accept: %s", exc)
+                return
+            self.nr_conns += 1
+            self.enqueue_req(Connection(self.cfg, sock, address, listener.getsockname()))
+
+    def enqueue_req(self, conn: TConn) -> None:
+        """Decide who answers: the main loop, or a thread, or nobody yet where nothing was sent."""
+        # Of an old connection, what is encrypted or was read ahead cannot be seen here.
+        if conn.parser and (self.cfg.is_ssl or conn.parser.unreader.buf.getvalue()):
+            self.give_to_thread(conn)
             return
-        self.nr_conns += 1
-        conn = Connection(self.cfg, sock, address, listener.getsockname())
-        if has_sent(sock):
-            self.start(conn)
-        else:
+        arrived = peek(conn.sock)
+        if arrived is None:
             conn.timeout = time.monotonic() + RECEIVE_SECONDS
             self.pending_conns.append(conn)
             ready = partial(self.on_pending_socket_readable, conn)
-            self.poller.register(sock, EVENT_READ, ready)
+            self.poller.register(conn.sock, EVENT_READ, ready)
+        elif is_whole(arrived):
+            self.whole.append(conn)
+        else:
+            self.give_to_thread(conn)
 
-    def start(self, conn: TConn) -> None:
+    def give_to_thread(self, conn: TConn) -> None:
         conn.data_ready = True
-        self.enqueue_req(conn)
-
-    def enqueue_req(self, conn: TConn) -> None:
         self.deadlines[conn] = time.monotonic() + RECEIVE_SECONDS
         super().enqueue_req(conn)
+
+    def answer_whole(self) -> None:
+        exchanges = [self.exchange(conn) for conn in self.whole]
+        self.whole = []
+        for exchange in exchanges:
+            next(exchange, None)  # hands in the event
+        for exchange in exchanges:
+            next(exchange, None)  # waits for the disk, and answers
+
+    def exchange(self, conn: TConn) -> Iterator[None]:
+        """Do what handle() does in a thread, and pause before the app is asked for the body.
+
+        The socket never blocks: a client without room for its answer did not read those
+        before, and is dropped.
+        """
+        request, keep = None, False
+        try:
+            conn.init()
+            conn.sock.setblocking(False)
+            request = next(conn.parser)
+            response, environ = wsgi.create(request, conn.sock, conn.client, conn.server, self.cfg)
+            self.nr += 1
+            if self.nr >= self.max_requests and self.alive:
+                self.log.info("Autorestarting worker after current request.")
+                self.alive = False
+            has_room = len(self.keepalived_conns) < self.max_keepalived
+            if not (self.alive and self.cfg.keepalive and has_room):
+                response.force_close()
+            began = datetime.now()  # for an access log, where an admin wants one
+            body = self.wsgi(environ, response.start_response)
+            yield
+            try:
+                for chunk in body:
+                    response.write(chunk)
+                response.close()
+            finally:
+                self.log.access(response, request, environ, datetime.now() - began)
+                if hasattr(body, "close"):
+                    body.close()
+            keep = not response.should_close() and conn.parser.finish_body()
+        except (OSError, StopIteration) as exc:
+            self.log.debug("The client is gone, or does not read: %s", exc)
+        except Exception as exc:
+            self.handle_error(request, conn.sock, conn.client, exc)
+        future: Future[bool] = Future()
+        future.set_result(keep)
+        self.finish_request(conn, future)
 
     def finish_request(self, conn: TConn, future: Any) -> None:
         self.deadlines.pop(conn, None)
@@ -87,9 +154,10 @@ class DeadlineWorker(ThreadWorker):
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         super().wait_for_and_dispatch_events(min(timeout, self.shut_late()))
+        self.answer_whole()
 
     def shut_late(self) -> float:
-        """Stop reading from who is late; return the seconds until the next one may be."""
+        """Stop reading from who is late, then writing; return the seconds to the next deadline."""
         now = time.monotonic()
         while self.deadlines:
             conn, deadline = next(iter(self.deadlines.items()))  # the oldest: dicts keep order
@@ -97,7 +165,10 @@ class DeadlineWorker(ThreadWorker):
                 return deadline - now
             del self.deadlines[conn]
             with contextlib.suppress(OSError):
-                conn.sock.shutdown(socket.SHUT_RD)
+                conn.sock.shutdown(socket.SHUT_RDWR if conn.is_late else socket.SHUT_RD)
+            if not conn.is_late:
+                conn.is_late = True
+                self.deadlines[conn] = now + RECEIVE_SECONDS
         return float(RECEIVE_SECONDS)
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
@@ -124,15 +195,35 @@ PARSER_STATUSES = {
 }
 
 
-def has_sent(sock: socket.socket) -> bool:
-    """Tell whether there is something to read: bytes, or the end."""
+def peek(sock: socket.socket) -> bytes | None:
+    """Return what can be read, and leave it there: empty at the end, None where nothing is."""
     try:
-        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return sock.recv(PEEK_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
-        return False
+        return None
     except OSError:
+        return b""
+
+
+PLAIN_HEAD = re.compile(rb"[A-Z]+ [!-~]+ HTTP/1\.[01]\r\n")
+NOT_PLAIN = re.compile(
+    rb"\n(?:transfer-encoding|expect|upgrade|content-length(?!: ?\d{1,5}\r\n))", re.IGNORECASE
+)
+CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: ?(\d+)", re.IGNORECASE)
+
+
+def is_whole(arrived: bytes) -> bool:
+    """Tell whether no more need come: the request is all there, or the connection has ended.
+
+    In doubt it is not: then a thread parses it as far as it gets.
+    """
+    if not arrived:
         return True
-    return True
+    end = arrived.find(b"\r\n\r\n") + 4
+    if end < 4 or not PLAIN_HEAD.match(arrived) or NOT_PLAIN.search(arrived, 0, end):
+        return False
+    length = CONTENT_LENGTH.search(arrived, 0, end)
+    return len(arrived) - end >= (int(length[1]) if length else 0)
 
 
 wsgi_app = "app:app"
@@ -141,7 +232,7 @@ wsgi_app = "app:app"
 # start with one line, and workers share the memory of what was loaded.
 preload_app = True
 
-# Threads: while one request waits for the disk, others are read and parsed.
+# Threads: for what arrives in parts.
 worker_class = DeadlineWorker
 threads = 16
 

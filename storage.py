@@ -8,13 +8,12 @@ A line counts once its newline is on disk.  Bytes after the last newline are a
 torn tail: never acknowledged, so the next writer cuts them off.  The files are
 printable ASCII, so no line can be broken in the middle.
 
-Requests hand their lines to one writer thread and wait.  The lines that queue
-up while it syncs one batch are the next: many events share one fsync.  (When one
-of the waiting requests leads the others, threads switch less: without HTTP that
-was 1.2 times as fast.  But when the disk stalls the leader hangs with it, and
-nobody can answer its client.)  Writes of several workers take turns by a lock
-on the directory; nobody holds it while the disk syncs, so the others write
-meanwhile.
+Requests hand their lines to one writer thread, which begins when the first of
+them waits: all that were handed in by then, or while it syncs a batch, share one
+fsync.  (Without the thread a request that waits would have to sync for the others,
+and when the disk stalls it would hang, and nobody could answer its client.)
+Writes of several workers take turns by a lock on the directory; nobody holds it
+while the disk syncs, so the others write meanwhile.
 """
 
 import contextlib
@@ -45,8 +44,9 @@ KEY_KEPT_DAYS = 2  # after its own day, for what arrives late
 MAX_REFUSED_BYTES = 8 * 2**20  # of each day's file
 MAX_WAITING_LINES = 1024
 MAX_WAITING_BYTES = 4 * 2**20
-MAX_WAIT_SECONDS = 2.0  # a client is answered within three, whatever the disk does
-GATHER_SECONDS = 0.002  # where events come side by side, for how many of them a sync waits
+# A client is answered within three seconds, whatever the disk does: it may have to wait
+# until others have waited, and then itself.
+MAX_WAIT_SECONDS = 1.4
 STALLED_AFTER_SECONDS = 1.0  # a batch that takes longer: the disk is stalled
 DISTRUST_SECONDS = 30  # how long after an error health() stays bad while nothing is stored
 
@@ -91,6 +91,7 @@ class Job:
     name: str
     line: bytes = b""
     call: Callable[[], object] | None = None
+    deadline: float = 0.0  # for who waits for it, on time.monotonic()'s clock
     error: Exception | None = None
     done: threading.Lock = field(default_factory=held_lock)
 
@@ -124,13 +125,13 @@ class Store:
         self.last_error_at: datetime | None = None
 
     def append(self, event: Mapping[str, Any]) -> None:
-        """Store one event; it is on disk when this returns.
+        """Store one event; it is on disk when this returns.  Raises NotStored."""
+        self.wait_for(self.submit(event))
 
-        Raises NotStored, after MAX_WAIT_SECONDS at the latest; the line is then
-        in no file, unless the disk stalled and finished writing it afterwards.
-        """
+    def submit(self, event: Mapping[str, Any]) -> Job:
+        """Hand in one event, to be waited for.  Raises NotStored if the disk does not keep up."""
         line = f"{encode(event)}\n".encode("ascii")
-        self.wait_for(Job(f"events-{event['received_at'][:10]}.jsonl", line))
+        return self.enqueue(Job(f"events-{event['received_at'][:10]}.jsonl", line))
 
     def note_refusal(self, refusal: Mapping[str, Any]) -> None:
         """Have one line added to the day's refusals, up to MAX_REFUSED_BYTES.
@@ -140,36 +141,49 @@ class Store:
         line = f"{encode(refusal)}\n".encode("ascii")
         with contextlib.suppress(NotStored):
             self.enqueue(Job(f"refused-{refusal['received_at'][:10]}.jsonl", line))
+            self.wake_writer()
 
     def address_key(self, day: str) -> bytes:
         """Return the day's random key, the same for every worker.  Raises NotStored."""
         if (key := self.address_keys.get(day)) is None:
             path = self.directory / f"address-key-{day}"
             found: list[bytes] = []
-            self.wait_for(Job(path.name, call=lambda: found.append(read_or_make_key(path))))
+            job = Job(path.name, call=lambda: found.append(read_or_make_key(path)))
+            self.wait_for(self.enqueue(job))
             key = self.address_keys[day] = found[0]
         return key
 
     def wait_for(self, job: Job) -> None:
-        self.enqueue(job)
-        if not job.done.acquire(timeout=MAX_WAIT_SECONDS):
+        """Return when the job is done: for an event, when it is on disk.
+
+        Raises NotStored, MAX_WAIT_SECONDS after it was handed in at the latest; its
+        line is then in no file, unless the disk stalled and finished writing it afterwards.
+        """
+        self.wake_writer()
+        if not job.done.acquire(timeout=max(0.0, job.deadline - time.monotonic())):
             self.withdraw(job)
             job.error = TimeoutError(f"no answer from the disk for {MAX_WAIT_SECONDS} seconds")
             self.note_failure(f"{job.name}: {job.error}")
         if job.error:
             raise NotStored(f"{job.name}: {job.error}") from job.error
 
-    def enqueue(self, job: Job) -> None:
+    def enqueue(self, job: Job) -> Job:
+        job.deadline = time.monotonic() + MAX_WAIT_SECONDS
         with self.changed:
             too_many = len(self.waiting) >= MAX_WAITING_LINES
             too_much = self.waiting_bytes + len(job.line) > MAX_WAITING_BYTES
             if too_many or too_much or self.is_stalled():
                 raise NotStored(f"{job.name}: the disk does not keep up")
+            self.waiting.append(job)
+            self.waiting_bytes += len(job.line)
+        return job
+
+    def wake_writer(self) -> None:
+        # Not in enqueue: the writer would sync the first event before the others are there.
+        with self.changed:
             if self.writer is None:  # not before: a fork leaves threads behind
                 self.writer = threading.Thread(target=self.write_batches, daemon=True)
                 self.writer.start()
-            self.waiting.append(job)
-            self.waiting_bytes += len(job.line)
             self.changed.notify()
 
     def withdraw(self, job: Job) -> None:
@@ -185,8 +199,7 @@ class Store:
     def write_batches(self) -> None:
         events = Appender(self.directory, self.min_free_bytes)
         refusals = Appender(self.directory, self.min_free_bytes)
-        batch: list[Job] = []
-        while batch := self.next_batch(len(batch)):
+        while batch := self.next_batch():
             by_name: dict[str, list[Job]] = {}
             for job in batch:
                 by_name.setdefault(job.name, []).append(job)
@@ -203,14 +216,11 @@ class Store:
         events.drop()
         refusals.drop()
 
-    def next_batch(self, last_jobs: int) -> list[Job]:
+    def next_batch(self) -> list[Job]:
         """Wait for jobs and take all of them; none when the store is closing."""
         with self.changed:
             while not self.waiting and not self.closing.is_set():
                 self.changed.wait()
-        if last_jobs > 1:
-            time.sleep(GATHER_SECONDS)
-        with self.changed:
             batch, self.waiting, self.waiting_bytes = self.waiting, [], 0
             if batch:
                 self.batch_began = time.monotonic()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from werkzeug.test import TestResponse
+from werkzeug.test import EnvironBuilder, TestResponse
 
 from app import SETTINGS, ConfigError, read_settings
 from server import CLI, CORE
@@ -470,3 +470,19 @@ def test_every_setting_has_a_field() -> None:
     fields = {f"TELEMETRY_{field.upper()}" for field in vars(read_settings({}))}
 
     assert fields == set(SETTINGS)
+
+
+def test_nothing_is_answered_before_the_server_asks_and_the_event_is_stored(
+    make_app: Callable[..., Flask], data_dir: Path
+) -> None:
+    """What lets a server hand in several events before it waits for the disk."""
+    app = make_app()
+    begun: list[str] = []
+    bodies = []
+    for _ in range(3):
+        environ = EnvironBuilder(path="/cli", method="POST", data=GOOD_CLI).get_environ()
+        bodies.append(app(environ, lambda status, headers: begun.append(status)))
+    assert (begun, stored(data_dir)) == ([], [])
+
+    assert list(bodies[0]) == []
+    assert (begun, len(stored(data_dir))) == (["204 NO CONTENT"], 3)

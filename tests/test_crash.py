@@ -393,6 +393,28 @@ def test_a_frozen_disk_delays_no_answer_beyond_three_seconds(
     assert_each_once(load.projects(), stored_projects(server))
 
 
+def test_a_frozen_disk_delays_nobody_of_forty_that_come_at_once(
+    ext4: Disk, start: Callable[..., Server]
+) -> None:
+    """Nor who comes while the worker's main loop waits with them."""
+    server = start(workers=1, MIN_FREE_MB="0")
+    assert server.send_cli().status == 204
+    content = request("POST", "/cli", body=json.dumps(CLI).encode())
+    with ext4.frozen(), ThreadPoolExecutor() as pool:
+        connections = [server.connect() for _ in range(40)]
+        began = time.monotonic()
+        for sock in connections:
+            sock.sendall(content)
+        late = [pool.submit(in_time, server.send_cli) for _ in range(4)]
+        answers = [read_answer(sock) for sock in connections]
+        assert time.monotonic() - began <= ANSWERED_WITHIN_SECONDS + NOISE_SECONDS
+        for answer in [*answers, *(future.result() for future in late)]:
+            assert_not_stored(answer)
+        for sock in connections:
+            sock.close()
+    wait_until(lambda: server.send_cli().status == 204)
+
+
 def test_a_frozen_disk_with_no_data_directory_yet_delays_no_answer_either(
     ext4: Disk, serve: Callable[..., Server]
 ) -> None:

@@ -1,6 +1,8 @@
 """Any bytes at all, on a real socket: the right answer, below 500, and no broken line."""
 
+import contextlib
 import json
+import select
 import socket
 import time
 from base64 import b64encode
@@ -10,7 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from server import CLI, CORE, PATIENCE_SECONDS, ROOT, Answer, Server, read_answer
+from server import (
+    CLI,
+    CORE,
+    PATIENCE_SECONDS,
+    ROOT,
+    Answer,
+    Server,
+    read_answer,
+    request,
+    wait_until,
+)
 
 GOOD = json.dumps(CLI).encode()
 CORE_B64 = b64encode(json.dumps(CORE).encode())
@@ -267,6 +279,115 @@ def test_one_connection_carries_many_requests(server: Server) -> None:
         while received.count(b"HTTP/1.1 204") < 3:
             received += sock.recv(65_536)
     assert len(server.lines()) == 6
+
+
+# Whole requests, which need no thread, beside others.
+
+
+CLOSE = ("Connection", "close")
+
+
+def whole(number: int) -> bytes:
+    return request("POST", "/cli", [CLOSE], json.dumps(CLI | {"projectId": str(number)}).encode())
+
+
+def projects(server: Server) -> list[str]:
+    return sorted(event["payload"]["projectId"] for event in server.events())
+
+
+def test_whole_requests_are_answered_beside_broken_and_partial_ones(server: Server) -> None:
+    """All that arrived is answered though a part of another request never comes."""
+    broken = b"GET / HTTP/1.1\r\nHost : x\r\n\r\n"
+    gone = b"POST /cli HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n{"
+    sent = [
+        [(whole(0), 204), (broken, 400), (whole(1), 204), (gone, 0)],
+        [
+            (whole(2), 204),
+            (b"POST /c", 0),
+            (b"GET / HTTP/1.1\r\nX: a\0b\r\n\r\n", 400),
+            (whole(3), 204),
+        ],
+        [(whole(n), 204) for n in range(4, 20)],
+    ]
+    connections = [(server.connect(), *pair) for row in sent for pair in row]
+    for sock, content, _ in connections:
+        sock.sendall(content)
+
+    for sock, _, status in connections:
+        if status:
+            assert read_answer(sock).status == status
+    for sock, _, _ in connections:
+        sock.close()
+    assert projects(server) == sorted(str(n) for n in range(20))
+
+
+@pytest.mark.parametrize("cut", [1, 30, -len(GOOD) - 1, -len(GOOD), -1])
+def test_a_request_in_two_parts_is_one_event(server: Server, cut: int) -> None:
+    content = request("POST", "/cli", [CLOSE], GOOD)
+    with server.connect() as first, server.connect() as second:
+        first.sendall(content[:cut])
+        second.sendall(whole(2))
+        assert read_answer(second).status == 204
+        first.sendall(content[cut:])
+        assert read_answer(first).status == 204
+
+    assert len(server.lines()) == 2
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("Content-Length", f"\t{len(GOOD)}"),
+        ("Content-Length", f"  {len(GOOD)} "),
+        ("content-length", f"0000000{len(GOOD)}"),
+        ("Content-Length", f"{len(GOOD)}\r\nUpgrade: h2c"),
+    ],
+    ids=["tab", "spaces", "zeros", "upgrade"],
+)
+def test_a_length_in_another_form_is_waited_for_as_well(
+    server: Server, header: tuple[str, str]
+) -> None:
+    with server.connect() as sock:
+        sock.sendall(request("POST", "/cli", [CLOSE, header]))
+        assert server.send_cli().status == 204
+        sock.sendall(GOOD)
+        assert read_answer(sock).status == 204
+
+
+def test_who_expects_a_100_is_told_to_go_on(server: Server) -> None:
+    headers = [("Expect", "100-continue"), ("Content-Length", str(len(GOOD))), CLOSE]
+    with server.connect() as sock:
+        sock.sendall(request("POST", "/cli", headers))
+        assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(GOOD)
+        assert read_answer(sock).status == 204
+
+
+def test_clients_that_never_read_hold_up_nobody(server: Server) -> None:
+    """Neither before nor after their connections have no more room for an answer."""
+    connections = [server.connect() for _ in range(8)]
+    for _ in range(1000):
+        for sock in connections:
+            with contextlib.suppress(ConnectionError):  # dropped, unless it came to have a thread
+                sock.sendall(request("GET", "/"))
+        assert answered_in(server) < 3
+    for sock in connections:
+        sock.close()
+
+
+@pytest.mark.slow
+def test_a_client_that_never_reads_what_it_has_asked_for_is_dropped(server: Server) -> None:
+    """It has a thread by then, for it sends more before it is answered."""
+    with server.connect() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(2)
+        with contextlib.suppress(OSError):  # no more is taken
+            while True:
+                sock.sendall(request("GET", "/") * 1000)
+        assert answered_in(server) < 3
+        dropped = select.poll()
+        dropped.register(sock, 0)  # of errors and of the end it always tells
+        wait_until(lambda: dropped.poll(0))
 
 
 def test_more_connections_than_descriptors_do_not_stop_the_worker(data_dir: Path) -> None:

@@ -46,6 +46,17 @@ def test_a_stop_exits_with_0_and_what_was_acknowledged_is_on_disk(server: Server
     assert len(server.lines()) == 1
 
 
+def test_workers_are_replaced_after_as_many_requests_as_an_admin_says(
+    serve: Callable[..., Server],
+) -> None:
+    server = serve("--max-requests=5")
+    answers = [server.send_cli().status for _ in range(20)]
+    server.stop()
+
+    assert answers == [204] * 20
+    assert sum("Autorestarting worker" in line for line in server.log) >= 3
+
+
 def test_a_server_takes_up_where_another_was_killed(
     serve: Callable[..., Server], data_dir: Path
 ) -> None:
@@ -58,7 +69,7 @@ def test_a_server_takes_up_where_another_was_killed(
 
 
 @pytest.mark.parametrize(
-    "target", ["/cli/", "//cli", "///cli//", "/./cli", "//", "/telemetry//", "//telemetry", "/x//cli"]
+    "target", ["/cli/", "//cli", "///cli//", "/./cli", "//", "/telemetry//", "/x//cli"]
 )
 def test_no_request_is_ever_redirected(server: Server, target: str) -> None:
     """A client would turn the POST into a GET."""

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -638,6 +639,30 @@ def test_the_queue_is_bounded(
     assert 0 < len(store.waiting) <= 3
     with pytest.raises(NotStored, match="does not keep up"):
         store.append(EVENT | {"text": "x" * 70})
+
+
+def test_what_is_handed_in_before_the_first_is_waited_for_is_one_batch(
+    disk: Disk, store: Store, data_dir: Path
+) -> None:
+    for job in [store.submit(EVENT) for _ in range(5)]:
+        store.wait_for(job)
+
+    assert (data_dir / NAME).read_bytes().count(b"\n") == 5
+    assert [name for name, _ in disk.calls].count("write") == 1
+
+
+def test_the_time_to_wait_begins_when_the_event_is_handed_in(
+    stall: Stall, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a hundred events of one stalled batch are not waited for one after the other."""
+    monkeypatch.setattr(storage, "STALLED_AFTER_SECONDS", 60)
+    jobs = [store.submit(EVENT) for _ in range(100)]
+    began = time.monotonic()
+    for job in jobs:
+        with pytest.raises(NotStored, match="no answer from the disk"):
+            store.wait_for(job)
+
+    assert time.monotonic() - began < 100 * storage.MAX_WAIT_SECONDS / 2
 
 
 # Errors, as admins see them.
