@@ -11,8 +11,9 @@ help: ## list these targets
 run: $(VENV)/run ## set up what is missing, then serve on http://127.0.0.1:8000
 	$(BIN)/gunicorn
 
+# More tests at once than there are cores: most of them wait for something.
 test: $(VENV)/dev ## set up what is missing, then run every test
-	$(BIN)/pytest --numprocesses=4 --dist=worksteal  # more than cores: most tests wait for something
+	$(BIN)/pytest --numprocesses=4 --dist=worksteal
 
 lint: $(VENV)/dev ## check style and types
 	$(BIN)/ruff check .
