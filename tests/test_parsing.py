@@ -292,6 +292,19 @@ def test_the_clients_address_is_the_first_that_is_not_a_trusted_proxys(
     assert found == (address and ip_address(address))
 
 
+@pytest.mark.parametrize("byte", range(0x80, 0x100))
+def test_what_is_not_utf8_is_latin1_and_no_other_code_page(byte: int) -> None:
+    """btoa() makes one byte of each code unit; 0x80 to 0x9f are control characters then."""
+    project = b',"projectId":"%c"}' % byte
+    encoded = b64encode(json.dumps(CORE).encode()[:-1] + project).decode()
+
+    if byte < 0xA0:
+        with pytest.raises(Rejected, match="projectId: want printable characters"):
+            parse_core(encoded)
+    else:
+        assert parse_core(encoded)["projectId"] == chr(byte)
+
+
 @pytest.mark.parametrize(
     ("address", "network"),
     [("192.0.2.200", "192.0.2.0"), ("2001:db8:1:ffff:3::4", "2001:db8:1::")],
