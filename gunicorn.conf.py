@@ -267,7 +267,7 @@ worker_tmp_dir = "/dev/shm"  # noqa: S108 - a directory of every Linux, not a fi
 
 
 def on_starting(server: Arbiter) -> None:
-    # Build ua-parser's matcher (0.2 s) now rather than in the first request.
+    # Build ua-parser's matcher now rather than in the first request.
     parsing.describe_agent("")
 
 

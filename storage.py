@@ -159,8 +159,11 @@ class Store:
         Raises NotStored, MAX_WAIT_SECONDS after it was handed in at the latest; its
         line is then in no file, unless the disk stalled and finished writing it afterwards.
         """
-        self.wake_writer()
-        if not job.done.acquire(timeout=max(0.0, job.deadline - time.monotonic())):
+        is_done = job.done.acquire(blocking=False)  # most often: in a batch that others waited for
+        if not is_done:
+            self.wake_writer()
+            is_done = job.done.acquire(timeout=max(0.0, job.deadline - time.monotonic()))
+        if not is_done:
             self.withdraw(job)
             job.error = TimeoutError(f"no answer from the disk for {MAX_WAIT_SECONDS} seconds")
             self.note_failure(f"{job.name}: {job.error}")
