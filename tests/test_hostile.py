@@ -366,6 +366,8 @@ def test_who_expects_a_100_is_told_to_go_on(server: Server) -> None:
 def test_clients_that_never_read_hold_up_nobody(server: Server) -> None:
     """Neither before nor after their connections have no more room for an answer."""
     connections = [server.connect() for _ in range(8)]
+    for sock in connections:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     for _ in range(1000):
         for sock in connections:
             with contextlib.suppress(ConnectionError):  # dropped, unless it came to have a thread
