@@ -363,6 +363,15 @@ def test_who_expects_a_100_is_told_to_go_on(server: Server) -> None:
         assert read_answer(sock).status == 204
 
 
+@pytest.mark.parametrize("size", [2**16 + 1, 2**17, 2**18])
+def test_the_answer_to_a_body_that_is_not_read_is_not_lost_in_a_reset(
+    server: Server, size: int
+) -> None:
+    answers = [server.send("POST", "/cli", [CLOSE], b" " * size) for _ in range(20)]
+
+    assert [answer.status for answer in answers] == [413] * 20
+
+
 def test_clients_that_never_read_hold_up_nobody(server: Server) -> None:
     """Neither before nor after their connections have no more room for an answer."""
     connections = [server.connect() for _ in range(8)]
