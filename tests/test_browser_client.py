@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import os
 import re
-import shutil
 import socket
 import threading
 from base64 import b64decode
@@ -21,7 +19,6 @@ pytestmark = pytest.mark.slow
 CLIENT = (ROOT / "clients/browser.js").read_text(encoding="utf-8")
 PAYLOAD = CORE | {"projectId": "größe-😀"}
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 # Chromium, and what it is without the two things that only it has.
 BROWSERS = {
@@ -43,17 +40,6 @@ PAGE = """<!doctype html>
 """
 
 OpenApp = Callable[..., Tab]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if not program:
-        skip = pytest.fail if os.environ.get("CI") else pytest.skip
-        skip("Chromium is not installed")
-    chromium = Chromium(program, tmp_path_factory.mktemp("chromium"))
-    yield chromium
-    chromium.close()
 
 
 @pytest.fixture

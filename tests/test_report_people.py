@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import re
-import shutil
 import signal
 import struct
 import subprocess
@@ -28,7 +27,6 @@ from server import PATIENCE_SECONDS, ROOT
 from test_report import GOOD, send_a_week
 
 FLASK = Path(sys.executable).with_name("flask")
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = [
     "<script>alert(1)</script>",
     "<img src='http://127.0.0.1:1/' onerror=\"alert(1)\">",
@@ -94,17 +92,6 @@ def make_set(name: str, data_dir: Path) -> list[str]:
 
 
 # The page.
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if not program:
-        skip = pytest.fail if os.environ.get("CI") else pytest.skip
-        skip("Chromium is not installed")
-    chromium = Chromium(program, tmp_path_factory.mktemp("chromium"))
-    yield chromium
-    chromium.close()
 
 
 @pytest.fixture
