@@ -7,7 +7,7 @@
 # storage.py takes: the directory's, so that nobody appends, compresses or deletes, and
 # then the file's, so that no event is between its write and its sync (it would be
 # written again, dropped or not).
-# Events wait while one day is filtered; where that takes two seconds they are answered 503.
+# Events wait while one day is filtered; where that takes more than a second they are answered 503.
 # Status 1: a file is in use or damaged, or the disk is full.  It is as it was; try again.
 set -uo pipefail
 export LC_ALL=C
