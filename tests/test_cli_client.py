@@ -5,7 +5,6 @@ import os
 import platform
 import shutil
 import socket
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -217,7 +216,10 @@ def test_two_tools_at_once_are_two_events(start_tool: Tool, server: Server) -> N
 def test_a_mute_server_delays_a_tool_by_less_than_a_tenth_of_a_second(
     start_tool: Tool, mute: socket.socket
 ) -> None:
-    """Runs with and without alternate.  Each lasts until its output is closed, too."""
+    """Runs with and without alternate.  Each lasts until its output is closed, too.
+
+    The shortest of each counts: a busy machine makes a run longer, never shorter.
+    """
     with_telemetry, without = [], []
     for _ in range(RUNS):
         for times, options in (
@@ -230,7 +232,7 @@ def test_a_mute_server_delays_a_tool_by_less_than_a_tenth_of_a_second(
     for _ in range(RUNS):
         mute.accept()[0].close()  # each of them did send
 
-    assert statistics.median(with_telemetry) - statistics.median(without) < 0.1
+    assert min(with_telemetry) - min(without) < 0.1
 
 
 def test_a_mute_server_is_given_up_after_three_seconds(
