@@ -1,7 +1,6 @@
 """Fixtures: the app in this process, and a real gunicorn in one of its own."""
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ from flask.testing import FlaskClient
 
 from app import create_app, read_settings
 from chromium import Chromium
-from server import Server
+from server import Server, program
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
@@ -25,11 +24,7 @@ for name in [name for name in os.environ if name.startswith("TELEMETRY_")]:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
     """A Chromium for all tests of a module."""
-    program = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
-    if not program:
-        skip = pytest.fail if os.environ.get("CI") else pytest.skip
-        skip("Chromium is not installed")
-    chromium = Chromium(program, tmp_path_factory.mktemp("chromium"))
+    chromium = Chromium(program(*CHROMIUM_NAMES), tmp_path_factory.mktemp("chromium"))
     yield chromium
     chromium.close()
 

@@ -2,16 +2,12 @@
 
 import itertools
 import os
-import shutil
 import socket
 import ssl
 import subprocess
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from server import PATIENCE_SECONDS, ROOT, Answer, Server, read_answer, wait_until
+from server import PATIENCE_SECONDS, ROOT, Answer, Server, program, read_answer, wait_until
 
 NAME = "telemetry.example.com"  # in the shipped files
 HOST = NAME.encode()
@@ -117,15 +113,6 @@ class Caddy(Front):
         (self.directory / "Caddyfile").write_text(site)
         config = str(self.directory / "Caddyfile")
         return [program("caddy"), "run", "--adapter", "caddyfile", "--config", config]
-
-
-def program(name: str) -> str:
-    """Return where it is; without it the test is skipped (in CI: fails)."""
-    if found := shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
-        return found
-    give_up: Any = pytest.fail if "CI" in os.environ else pytest.skip
-    give_up(f"{name} is not installed")
-    raise AssertionError
 
 
 def substitute(text: str, changes: dict[str, str]) -> str:

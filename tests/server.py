@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,9 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 # Not `python -m gunicorn`: on USR2 that runs itself again in a way that finds
@@ -222,6 +225,20 @@ def children(pid: int) -> list[int]:
         ]
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def program(*names: str) -> str:
+    """Return where the first of these programs is that there is; without any, give up."""
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    found = filter(None, (shutil.which(name, path=path) for name in names))
+    return next(found, None) or give_up(f"{names[0]} is not installed")
+
+
+def give_up(reason: str) -> NoReturn:
+    """Skip the test: it cannot run here.  In CI, fail it."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def wait_until(condition: Callable[[], object]) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import shutil
 import socket
 import subprocess
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from server import PATIENCE_SECONDS, ROOT, Server, children, wait_until
+from server import PATIENCE_SECONDS, ROOT, Server, children, program, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -29,11 +28,7 @@ Tool = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture(scope="module")
 def node() -> str:
-    program = shutil.which("node")
-    if not program:
-        skip = pytest.fail if os.environ.get("CI") else pytest.skip
-        skip("Node is not installed")
-    return program
+    return program("node")
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ class Database:
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
     if "CI" not in os.environ:
-        pytest.importorskip("chdb", reason="chdb is large; .ci/run installs it")
+        pytest.importorskip("chdb")
     from chdb.session import Session
 
     session = Session(str(tmp_path / "warehouse"))

@@ -30,6 +30,7 @@ from server import (
     Load,
     Server,
     children,
+    give_up,
     read_answer,
     request,
     wait_until,
@@ -100,7 +101,6 @@ def mounted(path: Path, *arguments: str, image: Path | None = None) -> Iterator[
             subprocess.run(["mkfs.ext4", "-q", image], check=True)
         disk.mount()
     except (FileNotFoundError, subprocess.CalledProcessError) as exc:
-        give_up = pytest.fail if "CI" in os.environ else pytest.skip
         give_up(f"{exc}: mounting is not allowed here")
     try:
         yield disk

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from proxies import free_port, program
-from server import GUNICORN, PATIENCE_SECONDS, ROOT, Load, Server, wait_until
+from proxies import free_port
+from server import GUNICORN, PATIENCE_SECONDS, ROOT, Load, Server, program, wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -2,9 +2,7 @@
 
 import gzip
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +12,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from server import ROOT
+from server import ROOT, program
 from test_report import send_a_week
 
 pytestmark = pytest.mark.slow
@@ -76,7 +74,7 @@ EXPECTED: dict[str, Callable[[dict[str, Any]], list[str]]] = {
 def test_a_line_of_shell_finds_what_the_report_finds(
     report: dict[str, Any], tmp_path: Path, question: str
 ) -> None:
-    need_jq()
+    program("jq")
     lines = run(["bash", "-c", SHELL[question]], tmp_path)
     numbers = [int(line.split()[0]) for line in lines]
 
@@ -94,12 +92,6 @@ def test_a_line_of_shell_finds_all_that_one_host_sent(
 
     assert found == {event["id"] for event in every if event.get("hostname") == HOST}
     assert len(events) == len(found) > 5
-
-
-def need_jq() -> None:
-    if not shutil.which("jq"):
-        skip = pytest.fail if os.environ.get("CI") else pytest.skip
-        skip("jq is not installed")
 
 
 def test_every_line_of_shell_is_tested() -> None:
