@@ -17,7 +17,6 @@ import gzip
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from driver import ROOT, bench_python, process_tree
+from driver import ROOT, bench_directory, bench_python, process_tree
 
 UNTIL = date(2026, 11, 23)
 SAMPLE_SECONDS = 0.02
@@ -402,17 +401,13 @@ def main() -> None:
         directory = Path(os.environ["TELEMETRY_DATA_DIR"])
         print(json.dumps(report_by_duckdb(directory, options.since, options.until)))
         return
-    directory = options.keep or Path(tempfile.mkdtemp(prefix=".bench-", dir=ROOT))
-    try:
+    with contextlib.nullcontext(options.keep) if options.keep else bench_directory() as directory:
         if not (directory.exists() and any(directory.iterdir())):
             directory.mkdir(parents=True, exist_ok=True)
             size = make_files(directory, options.events, options.days, options.gzip)
             kept = "gzip" if options.gzip else "plain"
             print(f"{options.events:,} events, {options.days} days, {size / 1e6:,.0f} MB {kept}")
         compare(directory, options.days, options.rounds)
-    finally:
-        if not options.keep:
-            shutil.rmtree(directory)
 
 
 if __name__ == "__main__":
