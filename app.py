@@ -185,11 +185,12 @@ class OnceStored(Response):
         self.store, self.job, self.taken = store, job, taken
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+        response = self.taken
         try:
             self.store.wait_for(self.job)
         except NotStored as exc:
-            self.taken = try_again(exc)
-        yield from self.taken(environ, start_response)
+            response = try_again(exc)
+        yield from response(environ, start_response)
 
 
 bp = Blueprint("collect", __name__)
