@@ -24,7 +24,7 @@ from werkzeug.exceptions import HTTPException
 import parsing
 from parsing import Rejected
 from report import report_command
-from storage import Job, NotStored, Store, encode, timestamp, utc_now
+from storage import Batch, NotStored, Store, encode, timestamp, utc_now
 
 MAX_BODY_BYTES = 64 * 1024
 RETRY_AFTER_SECONDS = 30
@@ -180,14 +180,14 @@ class OnceStored(Response):
     the server may have more events handed in, to be synced with this one.
     """
 
-    def __init__(self, store: Store, job: Job, taken: Response) -> None:
+    def __init__(self, store: Store, batch: Batch, taken: Response) -> None:
         super().__init__()
-        self.store, self.job, self.taken = store, job, taken
+        self.store, self.batch, self.taken = store, batch, taken
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
         response = self.taken
         try:
-            self.store.wait_for(self.job)
+            self.store.wait_for(self.batch)
         except NotStored as exc:
             response = try_again(exc)
         yield from response(environ, start_response)
@@ -260,8 +260,8 @@ def collect(
     if source == "core":
         event["hostname"] = client_hostname(environ)
         event |= parsing.describe_agent(environ.get("HTTP_USER_AGENT", ""))
-    job = here.store.submit(event | {"payload": payload})
-    return OnceStored(here.store, job, taken["stored"])
+    batch = here.store.submit(event | {"payload": payload})
+    return OnceStored(here.store, batch, taken["stored"])
 
 
 def has_opted_out(environ: WSGIEnvironment) -> bool:

@@ -8,12 +8,11 @@ A line counts once its newline is on disk.  Bytes after the last newline are a
 torn tail: never acknowledged, so the next writer cuts them off.  The files are
 printable ASCII, so no line can be broken in the middle.
 
-Requests hand their lines to one writer thread, which begins when the first of
-them waits: all that were handed in by then, or while it syncs a batch, share one
-fsync.  (Without the thread a request that waits would have to sync for the others,
-and when the disk stalls it would hang, and nobody could answer its client.)
-Writes of several workers take turns by a lock on the directory; nobody holds it
-while the disk syncs, so the others write meanwhile.
+Requests hand in their lines and wait.  One writer thread takes all that were handed
+in while it synced the last ones, and syncs them at once.  (Without the thread a request
+would have to sync for the others, and when the disk stalls it would hang, and nobody
+could answer its client.)  Writes of several workers take turns by a lock on the
+directory; nobody holds it while the disk syncs, so the others write meanwhile.
 """
 
 import contextlib
@@ -25,13 +24,13 @@ import logging
 import os
 import re
 import secrets
+import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,7 +41,6 @@ KEY_BYTES = 32
 KEY_KEPT_DAYS = 2  # after its own day, for what arrives late
 
 MAX_REFUSED_BYTES = 8 * 2**20  # of each day's file
-MAX_WAITING_LINES = 1024
 MAX_WAITING_BYTES = 4 * 2**20
 # A client is answered within three seconds, whatever the disk does: it may have to wait
 # until others have waited, and then itself.
@@ -78,22 +76,22 @@ def timestamp(now: datetime) -> str:
     return f"{now.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
 
 
-def held_lock() -> threading.Lock:
-    lock = threading.Lock()
-    lock.acquire()
-    return lock
+def file_and_line(kind: str, record: Mapping[str, Any]) -> tuple[str, bytes]:
+    return f"{kind}-{record['received_at'][:10]}.jsonl", f"{encode(record)}\n".encode("ascii")
 
 
-@dataclass(eq=False, slots=True)
-class Job:
-    """One thing for the writer thread to do; it releases `done` when it has."""
+@dataclass(eq=False)
+class Batch:
+    """Lines for one file, or a key to be found: `name` says which.
+
+    When it is `done` it is on disk, or there is an `error`.
+    """
 
     name: str
-    line: bytes = b""
-    call: Callable[[], object] | None = None
-    deadline: float = 0.0  # for who waits for it, on time.monotonic()'s clock
+    deadline: float  # of who waits for it, on time.monotonic()'s clock
+    lines: bytearray = field(default_factory=bytearray)
     error: Exception | None = None
-    done: threading.Lock = field(default_factory=held_lock)
+    done: threading.Event = field(default_factory=threading.Event)
 
 
 class Store:
@@ -115,9 +113,8 @@ class Store:
         self.clock = clock
         self.address_keys: dict[str, bytes] = {}
         self.changed = threading.Condition()
-        self.waiting: list[Job] = []
-        self.waiting_bytes = 0
-        self.batch_began: float | None = None
+        self.waiting: dict[str, Batch] = {}
+        self.write_began: float | None = None
         self.writer: threading.Thread | None = None
         self.closing = threading.Event()
         self.failing = False
@@ -128,118 +125,103 @@ class Store:
         """Store one event; it is on disk when this returns.  Raises NotStored."""
         self.wait_for(self.submit(event))
 
-    def submit(self, event: Mapping[str, Any]) -> Job:
+    def submit(self, event: Mapping[str, Any]) -> Batch:
         """Hand in one event, to be waited for.  Raises NotStored if the disk does not keep up."""
-        line = f"{encode(event)}\n".encode("ascii")
-        return self.enqueue(Job(f"events-{event['received_at'][:10]}.jsonl", line))
+        return self.hand_in(*file_and_line("events", event))
 
     def note_refusal(self, refusal: Mapping[str, Any]) -> None:
         """Have one line added to the day's refusals, up to MAX_REFUSED_BYTES.
 
         They are statistics: nobody waits for them, and they may be lost.
         """
-        line = f"{encode(refusal)}\n".encode("ascii")
         with contextlib.suppress(NotStored):
-            self.enqueue(Job(f"refused-{refusal['received_at'][:10]}.jsonl", line))
+            self.hand_in(*file_and_line("refused", refusal))
             self.wake_writer()
 
     def address_key(self, day: str) -> bytes:
         """Return the day's random key, the same for every worker.  Raises NotStored."""
-        if (key := self.address_keys.get(day)) is None:
-            path = self.directory / f"address-key-{day}"
-            found: list[bytes] = []
-            job = Job(path.name, call=lambda: found.append(read_or_make_key(path)))
-            self.wait_for(self.enqueue(job))
-            key = self.address_keys[day] = found[0]
-        return key
+        name = f"address-key-{day}"
+        if name not in self.address_keys:
+            self.wait_for(self.hand_in(name))
+        return self.address_keys[name]
 
-    def wait_for(self, job: Job) -> None:
-        """Return when the job is done: for an event, when it is on disk.
-
-        Raises NotStored, MAX_WAIT_SECONDS after it was handed in at the latest; its
-        line is then in no file, unless the disk stalled and finished writing it afterwards.
-        """
-        is_done = job.done.acquire(blocking=False)  # most often: in a batch that others waited for
-        if not is_done:
-            self.wake_writer()
-            is_done = job.done.acquire(timeout=max(0.0, job.deadline - time.monotonic()))
-        if not is_done:
-            self.withdraw(job)
-            job.error = TimeoutError(f"no answer from the disk for {MAX_WAIT_SECONDS} seconds")
-            self.note_failure(f"{job.name}: {job.error}")
-        if job.error:
-            raise NotStored(f"{job.name}: {job.error}") from job.error
-
-    def enqueue(self, job: Job) -> Job:
-        job.deadline = time.monotonic() + MAX_WAIT_SECONDS
+    def hand_in(self, name: str, line: bytes = b"") -> Batch:
         with self.changed:
-            too_many = len(self.waiting) >= MAX_WAITING_LINES
-            too_much = self.waiting_bytes + len(job.line) > MAX_WAITING_BYTES
-            if too_many or too_much or self.is_stalled():
-                raise NotStored(f"{job.name}: the disk does not keep up")
-            self.waiting.append(job)
-            self.waiting_bytes += len(job.line)
-        return job
+            waiting_bytes = sum(len(batch.lines) for batch in self.waiting.values())
+            if waiting_bytes + len(line) > MAX_WAITING_BYTES or self.is_stalled():
+                raise NotStored(f"{name}: the disk does not keep up")
+            if name not in self.waiting:
+                self.waiting[name] = Batch(name, time.monotonic() + MAX_WAIT_SECONDS)
+            self.waiting[name].lines += line
+            return self.waiting[name]
+
+    def wait_for(self, batch: Batch) -> None:
+        """Return when all of the batch is on disk.
+
+        Raises NotStored, at the deadline at the latest; its lines are then in no file,
+        unless the disk stalled and finished writing them afterwards.
+        """
+        if not batch.done.is_set():  # most often it is: somebody else has waited for it
+            self.wake_writer()
+            if not batch.done.wait(max(0.0, batch.deadline - time.monotonic())):
+                self.give_up(batch)
+        if batch.error:
+            raise NotStored(f"{batch.name}: {batch.error}") from batch.error
 
     def wake_writer(self) -> None:
-        # Not in enqueue: the writer would sync the first event before the others are there.
+        # Not in hand_in: the writer would sync the first event before the others are there.
         with self.changed:
             if self.writer is None:  # not before: a fork leaves threads behind
                 self.writer = threading.Thread(target=self.write_batches, daemon=True)
                 self.writer.start()
             self.changed.notify()
 
-    def withdraw(self, job: Job) -> None:
+    def give_up(self, batch: Batch) -> None:
+        batch.error = TimeoutError(f"no answer from the disk for {MAX_WAIT_SECONDS} seconds")
+        self.note_failure(f"{batch.name}: {batch.error}")
         with self.changed:
-            if job in self.waiting:
-                self.waiting.remove(job)
-                self.waiting_bytes -= len(job.line)
+            if self.waiting.get(batch.name) is batch:
+                del self.waiting[batch.name]
 
     def is_stalled(self) -> bool:
-        began = self.batch_began
+        began = self.write_began
         return began is not None and time.monotonic() - began > STALLED_AFTER_SECONDS
 
     def write_batches(self) -> None:
         events = Appender(self.directory, self.min_free_bytes)
         refusals = Appender(self.directory, self.min_free_bytes)
-        while batch := self.next_batch():
-            by_name: dict[str, list[Job]] = {}
-            for job in batch:
-                by_name.setdefault(job.name, []).append(job)
-            for name, jobs in sorted(by_name.items()):  # refusals last: nobody waits for them
-                lines = [job.line for job in jobs]
-                if name.startswith("events-"):
-                    self.finish(jobs, partial(events.append, name, b"".join(lines)))
-                elif name.startswith("refused-"):
-                    self.finish(jobs, partial(refusals.append_unsynced, name, lines))
-                else:
-                    for job in jobs:
-                        self.finish([job], job.call or (lambda: None))
-            self.batch_began = None
+        writes = {
+            "events": events.append,
+            "refused": refusals.append_unsynced,
+            "address": self.find_address_key,
+        }
+        while batches := self.next_batches():
+            for batch in batches:
+                self.finish(batch, writes[batch.name.partition("-")[0]])
         events.drop()
         refusals.drop()
 
-    def next_batch(self) -> list[Job]:
-        """Wait for jobs and take all of them; none when the store is closing."""
+    def next_batches(self) -> list[Batch]:
+        """Wait for batches and take all of them; none when the store is closing."""
         with self.changed:
-            while not self.waiting and not self.closing.is_set():
-                self.changed.wait()
-            batch, self.waiting, self.waiting_bytes = self.waiting, [], 0
-            if batch:
-                self.batch_began = time.monotonic()
-            return batch
+            self.write_began = None
+            self.changed.wait_for(lambda: self.waiting or self.closing.is_set())
+            waiting, self.waiting = self.waiting, {}
+            self.write_began = time.monotonic()
+            return [waiting[name] for name in sorted(waiting)]  # refusals last: nobody waits
 
-    def finish(self, jobs: list[Job], call: Callable[[], object]) -> None:
+    def finish(self, batch: Batch, write: Callable[[str, bytes], None]) -> None:
         try:
-            call()
+            write(batch.name, bytes(batch.lines))
         except Exception as exc:  # whatever it is: a writer that ends would stop the server
-            self.note_failure(f"{jobs[0].name}: {exc}")
-            for job in jobs:
-                job.error = exc
+            self.note_failure(f"{batch.name}: {exc}")
+            batch.error = exc
         else:
             self.note_success()
-        for job in jobs:
-            job.done.release()
+        batch.done.set()
+
+    def find_address_key(self, name: str, _: bytes) -> None:
+        self.address_keys[name] = read_or_make_key(self.directory / name)
 
     def note_failure(self, error: str) -> None:
         if not self.failing:  # once, not for each request
@@ -295,20 +277,16 @@ class Store:
         A kill at any moment loses nothing and doubles nothing: the next run
         goes on.  Does nothing while another process is at it.
         """
-        for day in list(self.address_keys):
-            if is_expired(day, today):
-                del self.address_keys[day]
+        for name in list(self.address_keys):
+            if is_expired_key(name, today):
+                del self.address_keys[name]
         if not self.directory.is_dir():
             return
-        with claimed(self.directory) as is_ours:
-            if not is_ours:
-                return
+        with contextlib.suppress(BlockingIOError), claimed(self.directory):
             delete_litter(self.directory, today)
             files = day_files(self.directory)
             reference = reference_day([file.day for file in files], today)
             for file in files:
-                if self.closing.is_set():
-                    return
                 try:
                     self.keep_file(file.path, (reference - file.day).days)
                 except (OSError, EOFError, zlib.error) as exc:
@@ -322,7 +300,7 @@ class Store:
         elif path.suffix != ".gz":
             cut_unused_file(path)
             if self.compress_after_days and age_days >= self.compress_after_days:
-                compress(path, self.min_free_bytes, self.closing.is_set)
+                compress(path, self.min_free_bytes)
 
     def close(self) -> None:
         """Write what is waiting and end the threads; leave them where the disk is stalled."""
@@ -333,15 +311,6 @@ class Store:
             self.writer.join(MAX_WAIT_SECONDS)
 
 
-@dataclass(frozen=True)
-class Owed:
-    """Lines that were refused, and must not stay in the file."""
-
-    name: str
-    start: int
-    lines: bytes
-
-
 class Appender:
     """Appends to one file at a time, for one thread.  Its methods raise OSError."""
 
@@ -350,7 +319,7 @@ class Appender:
         self.min_free_bytes = min_free_bytes
         self.name = ""
         self.fd = -1
-        self.owed: Owed | None = None
+        self.unsynced: tuple[int, bytes] | None = None  # lines, and where they are in the file
 
     def append(self, name: str, lines: bytes) -> None:
         """Append whole lines; they are on disk, under `name`, when this returns.
@@ -358,52 +327,78 @@ class Appender:
         Where OSError is raised none of them is in the file, but for one case:
         the sync failed, and another worker had already appended behind them.
         """
-        try:
-            self.take_back()  # what could not be taken back when it failed
+        with self.undone_on_error():
             for _ in range(3):
-                if self.append_once(name, lines):
+                is_new = self.write(name, lines)
+                os.fsync(self.fd)
+                if is_new:
+                    # Each worker for itself: the one that made it may have died before this.
+                    sync_directory(self.directory)
+                has_name = os.fstat(self.fd).st_nlink > 0
+                self.settle()
+                if has_name:
                     return
             raise OSError(errno.ENOENT, "deleted again and again while it was written")
-        except OSError:
-            with contextlib.suppress(OSError):
-                self.take_back()
-            self.drop()
-            raise
 
-    def append_once(self, name: str, lines: bytes) -> bool:
-        """Append and sync; return whether the file still has a name afterwards."""
+    def append_unsynced(self, name: str, lines: bytes) -> None:
+        """Append the lines up to MAX_REFUSED_BYTES; none where OSError is raised."""
+        with self.undone_on_error():
+            self.write(name, lines, MAX_REFUSED_BYTES)
+            self.settle()
+
+    def write(self, name: str, lines: bytes, max_bytes: int = sys.maxsize) -> bool:
+        """Write the lines that fit; return whether the file had to be opened."""
         with locked(self.directory):
             is_new = self.open(name)
             start = cut_torn_tail(self.fd, name, thorough=is_new)
+            lines = lines[: lines.rfind(b"\n", 0, max(0, max_bytes - start)) + 1]
             require_room(self.directory, self.min_free_bytes + len(lines))
             fcntl.flock(self.fd, fcntl.LOCK_SH)  # until it is known whether it has a name
-            self.write_whole(lines, start)
-        os.fsync(self.fd)
-        if is_new:
-            # Each worker for itself: the one that made it may have died before this.
-            sync_directory(self.directory)
-        has_name = os.fstat(self.fd).st_nlink > 0
-        fcntl.flock(self.fd, fcntl.LOCK_UN)
-        self.owed = None
-        return has_name
+            self.unsynced = start, lines
+            try:
+                write_all(self.fd, lines)
+            except OSError:
+                self.take_back(start, lines)  # before anybody can append behind them
+                raise
+            return is_new
 
-    def append_unsynced(self, name: str, lines: list[bytes]) -> None:
-        """Append the lines up to MAX_REFUSED_BYTES; none where OSError is raised."""
+    def settle(self) -> None:
+        self.unsynced = None
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """Leave nothing of what fails; where the disk does not let us, undo it the next time."""
+        if self.unsynced:
+            self.undo()
         try:
-            with locked(self.directory):
-                is_new = self.open(name)
-                start = end = cut_torn_tail(self.fd, name, thorough=is_new)
-                fitting = []
-                for line in lines:
-                    if end + len(line) <= MAX_REFUSED_BYTES:
-                        fitting.append(line)
-                        end += len(line)
-                require_room(self.directory, self.min_free_bytes + end - start)
-                self.write_whole(b"".join(fitting), start)
-                self.owed = None
+            yield
         except OSError:
-            self.drop()
+            with contextlib.suppress(OSError):
+                self.undo()
             raise
+
+    def undo(self) -> None:
+        if self.unsynced:
+            with locked(self.directory):
+                self.take_back(*self.unsynced)
+        self.drop()
+
+    def take_back(self, start: int, lines: bytes) -> None:
+        """Cut off lines that were written, but not synced.  The caller holds the lock.
+
+        After a failed fsync the kernel calls their pages clean, though they never
+        reached the disk: another fsync would return without writing them.
+        """
+        found = os.pread(self.fd, len(lines) + 1, start)
+        if lines.startswith(found) and os.fstat(self.fd).st_size >= start:
+            cut_off(self.fd, start)
+        elif found.startswith(lines):
+            # What another worker appended must not stand behind a hole.
+            # Written again, the pages are dirty again.
+            write_over(self.fd, lines, start)
+            os.fsync(self.fd)
+        self.unsynced = None
 
     def open(self, name: str) -> bool:
         """Have the file of that name open; return whether it had to be opened.
@@ -422,39 +417,6 @@ class Appender:
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
             os.close(fd)
-
-    def write_whole(self, lines: bytes, start: int) -> None:
-        """Write all of the lines, or none.  The caller holds the lock."""
-        self.owed = Owed(self.name, start, lines)
-        try:
-            write_all(self.fd, lines)
-        except OSError:
-            cut_off(self.fd, start)
-            self.owed = None
-            raise
-
-    def take_back(self) -> None:
-        """Undo lines that were written but not synced, if there are any.
-
-        The kernel calls their pages clean now, though they never reached the
-        disk: another fsync would return without writing them.
-        """
-        if self.owed is None:
-            return
-        lines, start = self.owed.lines, self.owed.start
-        with locked(self.directory):
-            if self.fd < 0:
-                self.open(self.owed.name)
-            found = os.pread(self.fd, len(lines) + 1, start)
-            if lines.startswith(found) and os.fstat(self.fd).st_size >= start:
-                cut_off(self.fd, start)
-            elif found.startswith(lines):
-                # What another worker appended must not stand behind a hole.
-                # Written again, the pages are dirty again.
-                write_over(self.fd, lines, start)
-                os.fsync(self.fd)
-        self.owed = None
-        self.drop()
 
 
 # The disk, in small steps.
@@ -627,37 +589,32 @@ def reference_day(days: list[date], today: date) -> date:
     return min(today, newest_older + timedelta(days=1))
 
 
-def is_expired(key_day: str, today: date) -> bool:
-    return (today - date.fromisoformat(key_day)).days > KEY_KEPT_DAYS
+def is_expired_key(name: str, today: date) -> bool:
+    """Tell whether `address-key-2026-11-23` is too old.  Raises ValueError on another name."""
+    return (today - date.fromisoformat(name[12:22])).days > KEY_KEPT_DAYS
 
 
 @contextlib.contextmanager
-def claimed(directory: Path) -> Iterator[bool]:
-    """Tell whether this process may keep house: nobody else does until it ends."""
+def claimed(directory: Path) -> Iterator[None]:
+    """Keep house alone.  Raises BlockingIOError while another process does."""
     path = directory / CLAIM_NAME
-    with locked(directory):
-        claim = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
-        try:
+    with contextlib.ExitStack() as stack:
+        with locked(directory):
+            claim = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
+            stack.callback(os.close, claim)
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(claim)
-            claim = -1
-    try:
-        yield claim >= 0
-    finally:
-        if claim >= 0:
-            with locked(directory):
-                os.unlink(path)
-                os.close(claim)
+        yield
+        with locked(directory):
+            os.unlink(path)
 
 
 def delete_litter(directory: Path, today: date) -> None:
     """Delete keys whose time is over, and the draft that a killed process left."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(directory / DRAFT_NAME)
-    for path in directory.glob("address-key-????-??-??*"):
+    for path in directory.glob("address-key-*"):
         with contextlib.suppress(ValueError):
-            if is_expired(path.name.removeprefix("address-key-")[:10], today):
+            if is_expired_key(path.name, today):
                 os.unlink(path)
 
 
@@ -670,7 +627,7 @@ def cut_unused_file(path: Path) -> None:
             os.close(fd)
 
 
-def compress(plain: Path, min_free_bytes: int, is_stopping: Callable[[], bool]) -> None:
+def compress(plain: Path, min_free_bytes: int) -> None:
     """Move the lines of `plain` to the end of its .gz, which may be there already.
 
     Both files exist between the rename and the unlink.  A run that finds them
@@ -686,8 +643,6 @@ def compress(plain: Path, min_free_bytes: int, is_stopping: Callable[[], bool]) 
             try:
                 os.fchmod(target, FILE_MODE)
                 for chunk in pack(packed, source, start, size):
-                    if is_stopping():
-                        return
                     require_room(plain.parent, min_free_bytes + len(chunk))
                     write_all(target, chunk)
                 os.fsync(target)

@@ -7,7 +7,7 @@ that holds the project, and lets `wrk` (github.com/wg/wrk) post events to it fro
 a number of clients, each event on a new connection.  A figure is the median of
 the rounds; a latency begins with the connection made.
 
-A variant replaces os.fsync or Store.next_batch and nothing else.  The slow disk
+A variant replaces os.fsync or Appender.append and nothing else.  The slow disk
 is this one with a pause before each fsync.  gunicorn's settings are the project's
 and may be changed: GUNICORN_CMD_ARGS=--threads=32 .venv/bin/python bench/durability.py
 """
@@ -55,19 +55,16 @@ def slow_down_fsync() -> None:
 
 
 def fsync_each_event() -> None:
-    """Let the writer thread keep the first of the jobs it takes, and put back the others."""
-    from storage import Job, Store
+    """Let the writer thread write and sync the lines of a batch one by one."""
+    from storage import Appender
 
-    take_all = Store.next_batch
+    append_all = Appender.append
 
-    def take_one(store: Store) -> list[Job]:
-        with store.changed:
-            batch = take_all(store)
-            store.waiting = batch[1:]
-            store.waiting_bytes = sum(len(job.line) for job in store.waiting)
-            return batch[:1]
+    def append_each(appender: Appender, name: str, lines: bytes) -> None:
+        for line in lines.splitlines(keepends=True):
+            append_all(appender, name, line)
 
-    Store.next_batch = take_one
+    Appender.append = append_each
 
 
 DURABLE, EACH = "durable", "one fsync per event"

@@ -211,7 +211,7 @@ def look_at_end(*args: Any, cut: Callable[..., int] = storage.cut_torn_tail, **_
         pytest.param(storage, "sync_directory", lambda _: None, "lost", id="syncs no name"),
         pytest.param(storage, "cut_torn_tail", look_at_end, "never sent", id="overlooks NUL bytes"),
         pytest.param(
-            storage.Appender, "take_back", lambda _: None, "lost", id="takes nothing back"
+            storage.Appender, "take_back", lambda *_: None, "lost", id="takes nothing back"
         ),
     ],
 )
