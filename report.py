@@ -15,15 +15,13 @@ import re
 import shutil
 import signal
 import sys
-import unicodedata
 import zlib
-from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import lru_cache
-from itertools import accumulate, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,43 +37,27 @@ TOP = 10  # of each list, for people
 PIECE_BYTES = 2**24  # of a file, read at once
 MAX_KNOWN_PARTS = 20_000  # memory grows with the different values, not with the lines
 
-# A line as storage.py writes it, cut into what repeats.
-EVENT_LINE = rb"""^\{"id":".{36}","received_at":".{24}","source":(?:
-    "core","ip":(S),"hostname":(S),
-    ("browser":S,"browser_version":S),
-    ("os":S,"os_version":S),
-    "payload":\{("providers":.*)\}
-|
-    "cli","ip":(S),"payload":\{
-    ("nodeEnv":S),
-    ("nodeVersion":S),
-    ("os":S,"osVersion":S),
-    ("command":S),
-    ("packages":.*)\}
-)\}$"""
-
-
-def line_pattern(string: bytes) -> re.Pattern[bytes]:
-    string_or_null = b"(?:%b|null)" % string
-    return re.compile(EVENT_LINE.replace(b"S", string_or_null), re.MULTILINE | re.VERBOSE)
-
-
-# The simple pattern is the faster one, and finds no wrong cut: in a string, no quote is without
-# a backslash.  It does not find strings that have a quote in them.
-EVENT = line_pattern(rb'"[^"]*+"')
-ANY_EVENT = line_pattern(rb'"(?:[^"\\]|\\.)*+"')
-REFUSAL_TIME = re.compile(rb'^\{"received_at":"[^"\\]*",', re.MULTILINE)
-
-HEAD = ("id", "received_at", "source", "ip")
-MACHINE = ("nodeEnv", "nodeVersion", "os", "osVersion", "command")
-AGENT = ("browser", "browser_version", "os", "os_version")
-KEYS = {"core": (*HEAD, "hostname", *AGENT, "payload"), "cli": (*HEAD, "payload")}
-PAYLOAD_KEYS = {
-    "core": ("providers", "version", "resourceCount", "projectId"),
-    "cli": (*MACHINE, "packages", "projectFramework", "projectId"),
+# What is counted distinct, and the lists: each of the values that an event has under these keys.
+DISTINCT = {"core": ("addresses", "hostnames", "projects"), "cli": ("addresses", "projects")}
+LISTS = {
+    "core": {
+        "versions": ("version",),
+        "providers": ("providers",),
+        "browsers": ("browser", "browser_version"),
+        "operating_systems": ("os", "os_version"),
+    },
+    "cli": {
+        "commands": ("command",),
+        "node_versions": ("nodeVersion",),
+        "operating_systems": ("os", "osVersion"),
+        "frameworks": ("projectFramework",),
+        "environments": ("nodeEnv",),
+        "packages": ("packages",),
+    },
 }
+WITH_PROJECTS = ("versions", "providers")
 
-Place = tuple[str, ...]  # of a list or number in the report, such as ("core", "browsers")
+Place = tuple[str | None, ...]  # of a list or number in the report, such as ("core", "browsers")
 
 
 @dataclass
@@ -97,70 +79,88 @@ class Tally:
 # Counting lines.
 
 
+class Column(NamedTuple):
+    """A part of the lines of one source: what is under these keys."""
+
+    source: str
+    keys: tuple[str, ...]
+    distinct: str = ""  # where only its different values count: what they are
+
+
+COLUMNS = (
+    Column("core", ("ip",), "addresses"),
+    Column("core", ("hostname",), "hostnames"),
+    Column("core", ("browser", "browser_version", "os", "os_version")),
+    Column("core", ("providers", "version", "resourceCount", "projectId")),
+    Column("cli", ("ip",), "addresses"),
+    Column("cli", ("nodeEnv", "nodeVersion", "os", "osVersion", "command")),
+    Column("cli", ("packages", "projectFramework", "projectId")),
+)
+# A line as storage.py writes it, each column a group.  It finds no wrong cut: in a string, no
+# quote is without a backslash.
+EVENT = re.compile(
+    rb"""^\{"id":".{36}","received_at":".{24}","source":(?:
+        "core","ip":("[^"]*+"|null),"hostname":("[^"]*+"|null),
+        ("browser":[^{]*),"payload":\{("providers":.*)\}
+    |
+        "cli","ip":("[^"]*+"|null),"payload":\{("nodeEnv":[^[]*),("packages":.*)\}
+    )\}$""",
+    re.MULTILINE | re.VERBOSE,
+)
+REFUSAL_TIME = re.compile(rb'^\{"received_at":"[^"\\]*",', re.MULTILINE)
+
+Row = tuple[bytes, ...]  # the columns of a line; those of the other source are empty
+
+
 class Facts(NamedTuple):
     """What a part of a line tells: (place, value) pairs for the two halves of a Tally."""
 
-    events: Sequence[tuple[Place, Any]]
-    distinct: Sequence[tuple[Place, Any]]
-
-
-Reader = Callable[[dict[str, Any]], Facts]
-
-
-def values_at(*place: str) -> Reader:
-    return lambda part: Facts([(place, tuple(part.values()))], [])
-
-
-def app_facts(part: dict[str, Any]) -> Facts:
-    version, project = part["version"], part["projectId"]
-    providers = [name for name, is_set in part["providers"].items() if is_set]
-    events = [
-        (("core", "events"), ()),
-        (("core", "versions"), (version,)),
-        (("core", "resource_count"), int(part["resourceCount"])),
-        *((("core", "providers"), (name,)) for name in providers),
-    ]
-    places: list[Place] = [("core", "projects"), ("core", "versions", version)]
-    places += [("core", "providers", name) for name in providers]
-    return Facts(events, [(place, project) for place in places if project is not None])
-
-
-def project_facts(part: dict[str, Any]) -> Facts:
-    packages = {(package["name"], package["version"]) for package in part["packages"]}
-    project = part["projectId"]
-    events = [
-        (("cli", "events"), ()),
-        (("cli", "frameworks"), (part["projectFramework"],)),
-        *((("cli", "packages"), package) for package in packages),
-    ]
-    return Facts(events, [(("cli", "projects"), project)] if project is not None else [])
-
-
-# What the groups of EVENT are: values of a place, or parts to read facts from.
-COLUMNS: tuple[Place | Reader, ...] = (
-    ("core", "addresses"),
-    ("core", "hostnames"),
-    values_at("core", "browsers"),
-    values_at("core", "operating_systems"),
-    app_facts,
-    ("cli", "addresses"),
-    values_at("cli", "environments"),
-    values_at("cli", "node_versions"),
-    values_at("cli", "operating_systems"),
-    values_at("cli", "commands"),
-    project_facts,
-)
+    events: list[tuple[Place, Any]]
+    distinct: list[tuple[Place, Any]]
 
 
 @lru_cache(MAX_KNOWN_PARTS)
-def read_part(read_facts: Reader, part: bytes) -> Facts | None:
+def read_part(column: Column, text: bytes) -> Facts | None:
     """Return what a part tells; None where it is no such part."""
     try:
-        facts = read_facts(json.loads(b"{%b}" % part))
-        hash((*facts.events, *facts.distinct))
+        part = json.loads(b"{%b}" % text)
+        return facts_of(column.source, part) if tuple(part) == column.keys else None
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return None
-    return facts
+
+
+def facts_of(source: str, part: dict[str, Any]) -> Facts:
+    events: list[tuple[Place, Any]] = [
+        ((source, name), value)
+        for name, keys in LISTS[source].items()
+        if keys[0] in part
+        for value in values_of(part, keys)
+    ]
+    distinct: list[tuple[Place, Any]] = []
+    if "projectId" in part:  # each event has one such part
+        (project,) = texts(part["projectId"])
+        if project is not None:
+            places = [(*place, *value) for place, value in events if place[1] in WITH_PROJECTS]
+            distinct = [(place, project) for place in [(source, "projects"), *places]]
+        events.append(((source, "events"), ()))
+    if "resourceCount" in part:
+        events.append(((source, "resource_count"), int(part["resourceCount"])))
+    return Facts(events, distinct)
+
+
+def values_of(part: dict[str, Any], keys: tuple[str, ...]) -> Iterable[tuple[str | None, ...]]:
+    """Return the values that count in the list of these keys, each once."""
+    if keys == ("providers",):
+        return [(name,) for name, is_set in part["providers"].items() if is_set]
+    if keys == ("packages",):
+        return {texts(package["name"], package["version"]) for package in part["packages"]}
+    return [texts(*(part[key] for key in keys))]
+
+
+def texts(*values: Any) -> tuple[str | None, ...]:
+    if not all(value is None or isinstance(value, str) for value in values):
+        raise TypeError("want text or null")
+    return values
 
 
 def count_events(chunk: bytes, tally: Tally) -> None:
@@ -168,56 +168,61 @@ def count_events(chunk: bytes, tally: Tally) -> None:
     lines = chunk.count(b"\n")
     rows = EVENT.findall(chunk)
     if len(rows) < lines:
-        rows = ANY_EVENT.findall(b"\n".join(map(normal_form, chunk.split(b"\n"))))
-    columns = count_columns(rows)
-    if unreadable := {part for part, _, facts in parts_of(columns) if facts is None}:
+        rows = [row for line in chunk.split(b"\n") if any(row := cut(line))]
+    counters = count_columns(rows)
+    if unreadable := {part for part, _, facts in parts_of(counters) if facts is None}:
         rows = [row for row in rows if unreadable.isdisjoint(row)]
-        columns = count_columns(rows)
+        counters = count_columns(rows)
     tally.unreadable_lines += lines - len(rows)
-    for column, counter in columns.items():
-        if not callable(column):
-            tally.distinct[column] |= counter.keys() - {b"null"}
-    for _, times, facts in parts_of(columns):
+    for column, counter in counters.items():
+        if column.distinct:
+            tally.distinct[column.source, column.distinct] |= counter.keys() - {b"null"}
+    for _, times, facts in parts_of(counters):
         for place, value in facts.events if facts else ():
             tally.events[place][value] += times
         for place, value in facts.distinct if facts else ():
             tally.distinct[place].add(value)
 
 
-def count_columns(rows: list[tuple[bytes, ...]]) -> dict[Place | Reader, Counter[bytes]]:
-    """Count each column's values; the lines of the other source have none."""
+def cut(line: bytes) -> Row:
+    """Return the columns of a record, whatever its form is; none where it is no record."""
+    if match := EVENT.fullmatch(line):
+        return match.groups(b"")
+    try:
+        record = json.loads(line)
+        values = record | record["payload"]
+        return tuple(
+            column_text(column, values) if column.source == record["source"] else b""
+            for column in COLUMNS
+        )
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return ()
+
+
+def column_text(column: Column, values: dict[str, Any]) -> bytes:
+    text = encode({key: values[key] for key in column.keys})[1:-1]
+    return (text.partition(":")[2] if column.distinct else text).encode("ascii")
+
+
+def count_columns(rows: list[Row]) -> dict[Column, Counter[bytes]]:
+    """Count each column's values."""
     columns = zip(COLUMNS, zip(*rows, strict=True), strict=False)
     return {column: Counter(filter(None, values)) for column, values in columns}
 
 
-def parts_of(
-    columns: dict[Place | Reader, Counter[bytes]],
-) -> Iterator[tuple[bytes, int, Facts | None]]:
+def parts_of(counters: dict[Column, Counter[bytes]]) -> Iterator[tuple[bytes, int, Facts | None]]:
     """Yield each different part, how often it is there, and what it tells."""
-    for column, counter in columns.items():
-        if callable(column):
+    for column, counter in counters.items():
+        if not column.distinct:
             for part, times in counter.items():
                 yield part, times, read_part(column, part)
-
-
-def normal_form(line: bytes) -> bytes:
-    """Return a record that somebody has written in another way as storage.py writes it."""
-    if ANY_EVENT.fullmatch(line):
-        return line
-    try:
-        record = json.loads(line)
-        source = record["source"]
-        record["payload"] = {key: record["payload"][key] for key in PAYLOAD_KEYS[source]}
-        return encode({key: record[key] for key in KEYS[source]}).encode("ascii")
-    except (ValueError, RecursionError, KeyError, TypeError):
-        return b""
 
 
 def count_refusals(chunk: bytes, tally: Tally) -> None:
     for line, times in Counter(REFUSAL_TIME.sub(b"{", chunk).splitlines()).items():
         try:
             refusal = json.loads(line)
-            reason = refusal["source"], refusal["field"], refusal["detail"]
+            reason = texts(refusal["source"], refusal["field"], refusal["detail"])
             tally.events["refused",][reason] += times
         except (ValueError, RecursionError, KeyError, TypeError):
             tally.unreadable_lines += times
@@ -312,9 +317,6 @@ def read_all(pieces: list[Piece]) -> Iterator[Result]:
 # The report.
 
 
-ACTIVE = {"core": ("addresses", "hostnames", "projects"), "cli": ("addresses", "projects")}
-
-
 def make_report(
     directories: Iterable[Path], since: date, until: date
 ) -> tuple[dict[str, Any], list[str]]:
@@ -347,13 +349,12 @@ def make_report(
     report = {
         "since": str(since),
         "until": str(until),
-        "events": {source: total.events[source, "events"][()] for source in ACTIVE},
+        "events": {source: total.events[source, "events"][()] for source in DISTINCT},
         "unreadable_lines": total.unreadable_lines,
         "refused": ranked(total, ("refused",), ("source", "field", "detail")),
         "days": [{"date": str(day)} | days.get(day, count_day(Tally())) for day in every_day],
         "active": {str(length): count_active(window) for length, window in windows.items()},
-        "core": core_lists(total),
-        "cli": cli_lists(total),
+        **{source: count_lists(total, source) for source in LISTS},
     }
     return report, errors
 
@@ -370,7 +371,7 @@ def progress_bar(pieces: list[Piece]) -> Any:
 def count_active(tally: Tally) -> dict[str, dict[str, int]]:
     return {
         source: {name: len(tally.distinct[source, name]) for name in names}
-        for source, names in ACTIVE.items()
+        for source, names in DISTINCT.items()
     }
 
 
@@ -381,42 +382,25 @@ def count_day(tally: Tally) -> dict[str, dict[str, int]]:
     }
 
 
-def core_lists(total: Tally) -> dict[str, Any]:
-    return {
-        "versions": with_projects(total, ("core", "versions")),
-        "providers": with_projects(total, ("core", "providers")),
-        "browsers": ranked(total, ("core", "browsers"), ("value", "version")),
-        "operating_systems": ranked(total, ("core", "operating_systems"), ("value", "version")),
-        "resource_count": spread(total.events["core", "resource_count"]),
-    }
+def count_lists(total: Tally, source: str) -> dict[str, Any]:
+    lists: dict[str, Any] = {}
+    for name, keys in LISTS[source].items():
+        columns = ("name", "version") if name == "packages" else ("value", "version")[: len(keys)]
+        lists[name] = ranked(total, (source, name), columns)
+        for row in lists[name] if name in WITH_PROJECTS else ():
+            row["projects"] = len(total.distinct[source, name, row["value"]])
+    if source == "core":
+        lists["resource_count"] = spread(total.events[source, "resource_count"])
+    return lists
 
 
-def cli_lists(total: Tally) -> dict[str, Any]:
-    return {
-        "commands": ranked(total, ("cli", "commands"), ("value",)),
-        "node_versions": ranked(total, ("cli", "node_versions"), ("value",)),
-        "operating_systems": ranked(total, ("cli", "operating_systems"), ("value", "version")),
-        "frameworks": ranked(total, ("cli", "frameworks"), ("value",)),
-        "environments": ranked(total, ("cli", "environments"), ("value",)),
-        "packages": ranked(total, ("cli", "packages"), ("name", "version")),
-    }
-
-
-def ranked(total: Tally, place: Any, names: tuple[str, ...]) -> list[dict[str, Any]]:
+def ranked(total: Tally, place: Place, names: tuple[str, ...]) -> list[dict[str, Any]]:
     """Return one row for each value, most events first, then by value with null last."""
-    rows = []
-    for values, events in total.events[place].items():
-        rows.append(dict(zip(names, values, strict=True)) | {"events": events})
-    return sorted(
-        rows, key=lambda row: (-row["events"], *((row[n] is None, row[n] or "") for n in names))
+    rows = sorted(
+        total.events[place].items(),
+        key=lambda row: (-row[1], *((value is None, value) for value in row[0])),
     )
-
-
-def with_projects(total: Tally, place: tuple[str, str]) -> list[dict[str, Any]]:
-    return [
-        row | {"projects": len(total.distinct[*place, row["value"]])}
-        for row in ranked(total, place, ("value",))
-    ]
+    return [dict(zip(names, values, strict=True)) | {"events": n} for values, n in rows]
 
 
 def spread(counts: Counter[int]) -> dict[str, int | None]:
@@ -440,47 +424,20 @@ def spread(counts: Counter[int]) -> dict[str, int | None]:
 
 
 SOURCES = {"core": "Apps", "cli": "Command line"}
-LISTS = {
-    "core": {
-        "versions": "Versions",
-        "providers": "Providers",
-        "browsers": "Browsers",
-        "operating_systems": "Operating systems",
-    },
-    "cli": {
-        "commands": "Commands",
-        "node_versions": "Node versions",
-        "operating_systems": "Operating systems",
-        "frameworks": "Frameworks",
-        "environments": "Environments",
-        "packages": "Packages",
-    },
-}
 SPARKS = "▁▂▃▄▅▆▇█"
-BAR_COLUMNS = 12
 
 
-def render_text(report: dict[str, Any], width: int) -> str:
-    bar_columns = BAR_COLUMNS + (width - 80) // 2
-    return render_people("report.txt", report, width=width, bar_columns=bar_columns) + "\n"
-
-
-def render_html(report: dict[str, Any]) -> str:
-    return render_people("report.html", report) + "\n"
-
-
-def render_people(template: str, report: dict[str, Any], **more: Any) -> str:
+def render(style: str, report: dict[str, Any], width: int) -> str:
+    """Draw the report as text of that many columns, or as HTML."""
     tools = (readable, label, fit, number, sparkline, chart_top)
     by_name = {tool.__name__: tool for tool in tools}
     constants = {"sources": SOURCES, "lists": LISTS, "top": TOP, "style": click.style}
-    return render_template(template, report=report, **constants, **by_name, **more)
+    return render_template(f"report.{style}", report=report, width=width, **constants, **by_name)
 
 
 def readable(value: str | None) -> str:
-    """Return a value safe to show; what comes from events may hold anything."""
-    if value is None:
-        return "unknown"
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in value)
+    """Return a value as it stands in the files: printable ASCII, safe on a terminal."""
+    return "unknown" if value is None else encode(value)[1:-1]
 
 
 def label(row: dict[str, Any]) -> str:
@@ -497,18 +454,7 @@ def number(count: int, noun: str = "") -> str:
 
 def fit(text: str, width: int) -> str:
     """Cut or fill a text to that many columns of a terminal."""
-    ends = list(accumulate(map(columns, text)))
-    if ends and ends[-1] > width:
-        kept = bisect_right(ends, width - 1)
-        return fit(text[:kept] + "…", width)
-    return text + " " * (width - (ends[-1] if ends else 0))
-
-
-def columns(character: str) -> int:
-    """Return how many columns a terminal gives it: none where it is drawn over another."""
-    if unicodedata.category(character) in ("Mn", "Me"):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+    return (text if len(text) <= width else f"{text[: width - 1]}…").ljust(width)
 
 
 def sparkline(values: list[int], width: int) -> str:
@@ -572,15 +518,13 @@ def report_command(
             f"{exc.filename}: {exc.strerror}; TELEMETRY_DATA_DIR says where the files are"
         ) from exc
     if style == "json":
-        text = json.dumps(report, indent=1) + "\n"
-    elif style == "html":
-        text = render_html(report)
+        text = json.dumps(report, indent=1)
     else:
-        text = render_text(report, max(80, shutil.get_terminal_size().columns))
+        text = render(style, report, max(80, shutil.get_terminal_size().columns))
     if output:
-        output.write_text(click.unstyle(text), encoding="utf-8")
+        output.write_text(click.unstyle(f"{text}\n"), encoding="utf-8")
     else:
-        click.echo(text, nl=False, color=False if os.environ.get("NO_COLOR") else None)
+        click.echo(text, color=False if os.environ.get("NO_COLOR") else None)
     for error in errors:
         click.echo(f"Error: {error}", err=True)
     if errors:

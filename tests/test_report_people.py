@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import termios
-import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,7 +120,7 @@ READ_TABLES = """(() => {
   const tables = {};
   for (const row of document.querySelectorAll("tbody tr")) {
     const cells = [...row.cells].map(
-      cell => cell.querySelector("i") ? null : (cell.querySelector("bdi") ?? cell).textContent);
+      cell => cell.querySelector("i") ? null : cell.textContent);
     (tables[row.closest("[id]").id] ??= []).push(cells);
   }
   return tables;
@@ -129,7 +128,8 @@ READ_TABLES = """(() => {
 
 
 def shown(value: str | None) -> str | None:
-    return value and "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in value)
+    """Return a value as it stands in the files."""
+    return value and json.dumps(value)[1:-1]
 
 
 def tables_of(report: dict[str, Any]) -> dict[str, list[list[str | None]]]:
@@ -211,9 +211,8 @@ def test_a_bar_is_as_high_as_its_number(
         assert 50 <= max(heights) <= 100
 
 
-READ_CLIPPED = """[...document.querySelectorAll("bdi")]
-  .filter(value => value.scrollWidth > value.clientWidth + 1).map(value => value.textContent)
-  .filter(text => !/\\p{M}/u.test(text))"""  # a heap of accents is cut off, and is to be
+READ_CLIPPED = """[...document.querySelectorAll("tbody th, td")]
+  .filter(cell => cell.scrollWidth > cell.clientWidth + 1).map(cell => cell.textContent)"""
 OPEN_ALL = "document.querySelectorAll('details').forEach(details => details.open = true)"
 # The least contrast of a text, and of a mark, with what is behind it (WCAG 2.2, 1.4.3 and 1.4.11).
 READ_CONTRASTS = """(() => {
@@ -340,15 +339,10 @@ def test_the_text_fits_80_columns_and_has_no_colour_in_a_pipe(
 ) -> None:
     text = report_as("text", *make_set(name, data_dir))
 
-    assert max(map(drawn_width, text.splitlines())) <= 80
+    assert max(map(len, text.splitlines())) <= 80
     assert "\x1b" not in text
     assert text == "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
-    assert not set(text) & {"\u202e", "\u2066", "\u200b", "\u00ad"}
-
-
-def drawn_width(line: str) -> int:
-    drawn = [c for c in line if unicodedata.category(c) not in ("Mn", "Me")]
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in drawn)
+    assert {character for character in text if not character.isascii()} <= set("▁▂▃▄▅▆▇█·…")
 
 
 def test_the_text_has_the_top_ten_and_how_many_more(
@@ -371,7 +365,7 @@ def test_the_text_has_the_top_ten_and_how_many_more(
         ({"value": "Linux", "version": None}, "Linux (version unknown)"),
         ({"value": None, "version": None}, "unknown"),
         ({"name": "core", "version": "5"}, "core 5"),
-        ({"name": "a\u202eb\n", "version": "\x1b[1m"}, "a\\u202eb\\u000a \\u001b[1m"),
+        ({"name": "a\u202eb\x7f", "version": "\x1b[1mé"}, "a\\u202eb\\u007f \\u001b[1m\\u00e9"),
     ],
 )
 def test_a_label_is_safe_and_says_what_is_unknown(row: dict[str, Any], expected: str) -> None:
@@ -384,11 +378,6 @@ def test_a_label_is_safe_and_says_what_is_unknown(row: dict[str, Any], expected:
         ("", "     "),
         ("abcde", "abcde"),
         ("abcdef", "abcd…"),
-        ("\u4e2d\u6587", "\u4e2d\u6587 "),
-        ("\u4e2d\u6587\u4e2d", "\u4e2d\u6587…"),
-        ("a\u4e2d\u6587\u4e2d", "a\u4e2d… "),
-        ("e\u0301" * 5, "e\u0301" * 5),
-        ("e\u0301" * 6, "e\u0301" * 4 + "…"),
     ],
 )
 def test_a_text_is_cut_or_filled_to_its_columns(text: str, fitted: str) -> None:
@@ -461,7 +450,7 @@ def test_colour_is_for_a_terminal_and_says_nothing_more(data_dir: Path) -> None:
     assert "\x1b[1m" in coloured.terminal
     assert "\x1b" not in plain.terminal
     assert click.unstyle(coloured.terminal) == plain.terminal
-    assert 80 < max(map(drawn_width, plain.terminal.splitlines())) <= 100
+    assert 80 < max(map(len, plain.terminal.splitlines())) <= 100
 
 
 def test_progress_is_shown_on_a_terminal_only(data_dir: Path) -> None:
