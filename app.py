@@ -56,8 +56,8 @@ class Settings:
     min_free_mb: int
 
 
-def path(value: str) -> Path:
-    if not value or "\0" in value:
+def directory(value: str) -> Path:
+    if not value:
         raise ValueError("a directory")
     return Path(value)
 
@@ -97,7 +97,7 @@ ADDRESS_MODES = {
 }
 
 SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "TELEMETRY_DATA_DIR": ("data", path),
+    "TELEMETRY_DATA_DIR": ("data", directory),
     "TELEMETRY_TRUSTED_PROXIES": ("", networks),
     "TELEMETRY_IP": ("full", address_mode),
     "TELEMETRY_HONOR_OPT_OUT": ("true", switch),

@@ -28,6 +28,7 @@ import parsing
 
 RECEIVE_SECONDS = 9  # of the 10 that a client has; who waits behind it is answered in the last
 PEEK_BYTES = 16 * 1024  # a longer request gets a thread
+MAX_DRAINED_BYTES = 16 * 2**20  # of a body that was refused unread
 ACCEPTED_AT_ONCE = 32  # at most, or other workers would have nothing to do
 
 
@@ -147,6 +148,14 @@ class DeadlineWorker(ThreadWorker):
         future: Future[bool] = Future()
         future.set_result(keep)
         self.finish_request(conn, future)
+
+    def _keepalive_after(self, conn: TConn, keepalive: bool) -> bool:
+        """Read what is left of the body, also where the connection closes.
+
+        Unread bytes would make that a reset, which can overtake the answer.
+        """
+        until = time.monotonic() + RECEIVE_SECONDS
+        return conn.parser.finish_body(until, MAX_DRAINED_BYTES) and keepalive
 
     def finish_request(self, conn: TConn, future: Any) -> None:
         self.deadlines.pop(conn, None)

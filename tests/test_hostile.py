@@ -363,7 +363,7 @@ def test_who_expects_a_100_is_told_to_go_on(server: Server) -> None:
         assert read_answer(sock).status == 204
 
 
-@pytest.mark.parametrize("size", [2**16 + 1, 2**17, 2**18])
+@pytest.mark.parametrize("size", [2**16 + 1, 2**18, 2**20, 2**23])
 def test_the_answer_to_a_body_that_is_not_read_is_not_lost_in_a_reset(
     server: Server, size: int
 ) -> None:
