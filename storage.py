@@ -28,11 +28,11 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
@@ -94,23 +94,18 @@ class Batch:
     done: threading.Event = field(default_factory=threading.Event)
 
 
+@dataclass(eq=False)
 class Store:
     """The files of one data directory.  Any number of threads and processes may share it."""
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        min_free_mb: int = 0,
-        compress_after_days: int = 0,
-        retention_days: int = 0,
-        clock: Callable[[], datetime] = utc_now,
-    ) -> None:
-        self.directory = directory
-        self.min_free_bytes = min_free_mb * 2**20
-        self.compress_after_days = compress_after_days
-        self.retention_days = retention_days
-        self.clock = clock
+    directory: Path
+    min_free_mb: int = 0
+    compress_after_days: int = 0
+    retention_days: int = 0
+    clock: Callable[[], datetime] = utc_now
+
+    def __post_init__(self) -> None:
+        self.min_free_bytes = self.min_free_mb * 2**20
         self.address_keys: dict[str, bytes] = {}
         self.changed = threading.Condition()
         self.waiting: dict[str, Batch] = {}
@@ -245,7 +240,7 @@ class Store:
         # An error counts for a while only: as long as no event comes, nothing
         # else would show that its cause is gone.
         recent = self.clock() - timedelta(seconds=DISTRUST_SECONDS)
-        failed = self.failing and self.last_error_at is not None and self.last_error_at > recent
+        failed = self.failing and self.last_error_at and self.last_error_at > recent
         has_room = free >= self.min_free_bytes
         return {
             "ok": writable and has_room and not failed and not self.is_stalled(),
@@ -410,7 +405,10 @@ class Appender:
         if self.fd >= 0 and self.name == name and is_named(self.fd, path):
             return False
         self.drop()
-        self.fd, self.name = open_append(path), name
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        self.fd, self.name = os.open(path, flags, FILE_MODE), name
+        if os.fstat(self.fd).st_size == 0:
+            os.fchmod(self.fd, FILE_MODE)  # whatever the umask is
         return True
 
     def drop(self) -> None:
@@ -423,19 +421,22 @@ class Appender:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold the directory against every other thread and process."""
-    # Opened each time, not kept: a descriptor shared by a fork locks nobody out.
+def opened(path: Path, flags: int, mode: int = FILE_MODE) -> Iterator[int]:
+    fd = os.open(path, flags, mode)
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        make_directory(directory)
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        yield fd
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the directory, made if it is missing, against every other thread and process."""
+    make_directory(directory)
+    # Opened each time, not kept: a descriptor shared by a fork locks nobody out.
+    with opened(directory, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
 
 
 def make_directory(directory: Path) -> None:
@@ -449,24 +450,8 @@ def make_directory(directory: Path) -> None:
 
 def sync_directory(directory: Path) -> None:
     """Make names durable: syncing a file syncs what is in it, not what it is called."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with opened(directory, os.O_RDONLY | os.O_DIRECTORY) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def open_append(path: Path) -> int:
-    """Open a regular file, made if it is missing, and readable by the group if so."""
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-    fd = os.open(path, flags, FILE_MODE)
-    try:
-        if os.fstat(fd).st_size == 0:
-            os.fchmod(fd, FILE_MODE)  # whatever the umask is
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
 
 
 def is_named(fd: int, path: Path) -> bool:
@@ -492,15 +477,20 @@ def read_or_make_key(path: Path) -> bytes:
     with locked(path.parent):
         if not path.exists():
             draft = path.with_name(f"{path.name}.draft")
-            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, KEY_MODE)
-            try:
-                write_all(fd, secrets.token_bytes(KEY_BYTES))
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            write_draft(draft, [secrets.token_bytes(KEY_BYTES)], KEY_MODE)
             os.rename(draft, path)
             sync_directory(path.parent)
         return path.read_bytes()
+
+
+def write_draft(path: Path, content: Iterable[bytes], mode: int, min_free_bytes: int = 0) -> None:
+    """Write a file, to be renamed when this returns, for then it is on disk."""
+    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode) as fd:
+        os.fchmod(fd, mode)  # whatever the umask is
+        for chunk in content:
+            require_room(path.parent, min_free_bytes + len(chunk))
+            write_all(fd, chunk)
+        os.fsync(fd)
 
 
 def write_all(fd: int, content: bytes) -> None:
@@ -560,11 +550,10 @@ def end_of_last_line(fd: int, end: int) -> int:
 # Housekeeping.
 
 
-@dataclass(frozen=True)
-class DayFile:
-    kind: str  # "events" or "refused"
+class DayFile(NamedTuple):
     day: date
     path: Path
+    kind: str  # "events" or "refused"
 
 
 DAY_FILE_NAME = re.compile(r"(events|refused)-(\d{4}-\d\d-\d\d)\.jsonl(?:\.gz)?", re.ASCII)
@@ -576,8 +565,8 @@ def day_files(directory: Path) -> list[DayFile]:
     for path in directory.iterdir():
         if match := DAY_FILE_NAME.fullmatch(path.name):
             with contextlib.suppress(ValueError):  # a 31st of February
-                found.append(DayFile(match[1], date.fromisoformat(match[2]), path))
-    return sorted(found, key=lambda file: (file.day, file.path.name))
+                found.append(DayFile(date.fromisoformat(match[2]), path, match[1]))
+    return sorted(found)
 
 
 def reference_day(days: list[date], today: date) -> date:
@@ -600,8 +589,7 @@ def claimed(directory: Path) -> Iterator[None]:
     path = directory / CLAIM_NAME
     with contextlib.ExitStack() as stack:
         with locked(directory):
-            claim = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
-            stack.callback(os.close, claim)
+            claim = stack.enter_context(opened(path, os.O_RDWR | os.O_CREAT))
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
         with locked(directory):
@@ -619,12 +607,8 @@ def delete_litter(directory: Path, today: date) -> None:
 
 
 def cut_unused_file(path: Path) -> None:
-    with locked(path.parent):
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-        try:
-            cut_torn_tail(fd, path.name, thorough=True)
-        finally:
-            os.close(fd)
+    with locked(path.parent), opened(path, os.O_RDWR | os.O_NOFOLLOW) as fd:
+        cut_torn_tail(fd, path.name, thorough=True)
 
 
 def compress(plain: Path, min_free_bytes: int) -> None:
@@ -639,15 +623,8 @@ def compress(plain: Path, min_free_bytes: int) -> None:
         size = os.fstat(source.fileno()).st_size
         start = length_packed(source, packed) if packed.exists() else 0
         if start < size:
-            target = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
-            try:
-                os.fchmod(target, FILE_MODE)
-                for chunk in pack(packed, source, start, size):
-                    require_room(plain.parent, min_free_bytes + len(chunk))
-                    write_all(target, chunk)
-                os.fsync(target)
-            finally:
-                os.close(target)
+            content = pack(packed, source, start, size)
+            write_draft(draft, content, FILE_MODE, min_free_bytes)
         with locked(plain.parent):
             if os.fstat(source.fileno()).st_size != size or not is_named(source.fileno(), plain):
                 return  # somebody wrote to it: the next run takes it
