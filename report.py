@@ -16,12 +16,13 @@ import shutil
 import signal
 import sys
 import zlib
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import lru_cache
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -238,6 +239,10 @@ class Piece(NamedTuple):
     start: int
     end: int
 
+    @property
+    def size_bytes(self) -> int:
+        return self.end - self.start
+
 
 class Result(NamedTuple):
     """What came of a piece; `error` where it could be read only in part."""
@@ -303,7 +308,7 @@ def whole_lines(text: bytes) -> bytes:
 
 def read_all(pieces: list[Piece]) -> Iterator[Result]:
     """Yield the results in the order of the pieces."""
-    if sum(piece.end - piece.start for piece in pieces) < PIECE_BYTES:
+    if sum(piece.size_bytes for piece in pieces) < PIECE_BYTES:
         yield from map(read_piece, pieces)  # sooner done than other processes are started
         return
     # The processes start with Ctrl-C blocked, for it is meant for this one; and without a search
@@ -312,6 +317,20 @@ def read_all(pieces: list[Piece]) -> Iterator[Result]:
     with multiprocessing.get_context("fork").Pool(os.cpu_count(), gc.disable) as pool:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         yield from pool.imap(read_piece, pieces)
+
+
+def tally_days(pieces: list[Piece], errors: list[str]) -> Iterator[tuple[date, Tally]]:
+    """Yield each day with its tally, and add to `errors` what could not be read."""
+    length = sum(piece.size_bytes for piece in pieces)
+    hidden = not sys.stderr.isatty()
+    with click.progressbar(length=length, file=sys.stderr, hidden=hidden) as progress:
+        for day, results in groupby(read_all(pieces), key=lambda result: result.piece.file.day):
+            tally = Tally()
+            for result in results:
+                tally.add(result.tally)
+                errors += [result.error] if result.error else []
+                progress.update(result.piece.size_bytes)
+            yield day, tally
 
 
 # The report.
@@ -325,24 +344,17 @@ def make_report(
     Several directories count as one.  Raises OSError where one cannot be read at all.
     """
     first = min(since, until - timedelta(days=max(ACTIVE_DAYS) - 1))
-    files = [file for directory in directories for file in day_files(directory)]
+    files = sorted(file for directory in directories for file in day_files(directory))
     pieces = [piece for file in files if first <= file.day <= until for piece in split(file)]
-    pieces.sort(key=day_of)
-    total, days, errors = Tally(), {}, []
+    total, days, errors = Tally(), {}, list[str]()
     windows = {length: Tally() for length in ACTIVE_DAYS}
-    with progress_bar(pieces) as progress:
-        for day, results in groupby(read_all(pieces), key=lambda result: day_of(result.piece)):
-            tally = Tally()
-            for result in results:
-                tally.add(result.tally)
-                errors += [result.error] if result.error else []
-                progress.update(result.piece.end - result.piece.start)
-            for length, window in windows.items():
-                if day > until - timedelta(days=length):
-                    window.add(tally)
-            if day >= since:
-                days[day] = count_day(tally)
-                total.add(tally)
+    for day, tally in tally_days(pieces, errors):
+        for length, window in windows.items():
+            if day > until - timedelta(days=length):
+                window.add(tally)
+        if day >= since:
+            days[day] = count_day(tally)
+            total.add(tally)
     if not days:
         errors.append(f"no file from {since} to {until} in {', '.join(map(str, directories))}")
     every_day = [since + timedelta(days=n) for n in range((until - since).days + 1)]
@@ -357,15 +369,6 @@ def make_report(
         **{source: count_lists(total, source) for source in LISTS},
     }
     return report, errors
-
-
-def day_of(piece: Piece) -> date:
-    return piece.file.day
-
-
-def progress_bar(pieces: list[Piece]) -> Any:
-    length = sum(piece.end - piece.start for piece in pieces)
-    return click.progressbar(length=length, file=sys.stderr, hidden=not sys.stderr.isatty())
 
 
 def count_active(tally: Tally) -> dict[str, dict[str, int]]:
@@ -405,19 +408,15 @@ def ranked(total: Tally, place: Place, names: tuple[str, ...]) -> list[dict[str,
 
 def spread(counts: Counter[int]) -> dict[str, int | None]:
     """Return least, lower middle, the smallest that 90 % do not exceed, and greatest."""
-    values, events = sorted(counts), counts.total()
+    values = sorted(counts)
+    ends = list(accumulate(counts[value] for value in values))
 
-    def at_least(share_percent: int) -> int:
-        seen = 0
-        for value in values:
-            seen += counts[value]
-            if seen * 100 >= events * share_percent:
-                break
-        return value
+    def reaching(percent: int) -> int:
+        return values[bisect_left(ends, -(-ends[-1] * percent // 100))]
 
     if not values:
         return dict.fromkeys(("min", "median", "p90", "max"))
-    return {"min": values[0], "median": at_least(50), "p90": at_least(90), "max": values[-1]}
+    return {"min": values[0], "median": reaching(50), "p90": reaching(90), "max": values[-1]}
 
 
 # For people.
