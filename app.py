@@ -24,7 +24,7 @@ from werkzeug.exceptions import HTTPException
 import parsing
 from parsing import Rejected
 from report import report_command
-from storage import Batch, NotStored, Store, encode, timestamp, utc_now
+from storage import Batch, Housekeeper, NotStored, Store, encode, timestamp, utc_now
 
 MAX_BODY_BYTES = 64 * 1024
 RETRY_AFTER_SECONDS = 30
@@ -124,10 +124,11 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
 
 @dataclass
 class Collector:
-    """What the views need of the app they run in."""
+    """What the views and the server need of the app they run in."""
 
     settings: Settings
     store: Store
+    housekeeper: Housekeeper
     clock: Callable[[], datetime]
     has_warned_of_proxy: bool = False
 
@@ -136,14 +137,9 @@ def create_app(settings: Settings | None = None, clock: Callable[[], datetime] =
     """Build the WSGI app.  Opens no file.  Raises ConfigError."""
     settings = settings or read_settings(os.environ)
     app = Flask(__name__, static_folder=None)
-    store = Store(
-        settings.data_dir,
-        min_free_mb=settings.min_free_mb,
-        compress_after_days=settings.compress_after_days,
-        retention_days=settings.retention_days,
-        clock=clock,
-    )
-    app.extensions["collector"] = Collector(settings, store, clock)
+    store = Store(settings.data_dir, settings.min_free_mb, clock)
+    keeper = Housekeeper(store, settings.compress_after_days, settings.retention_days)
+    app.extensions["collector"] = Collector(settings, store, keeper, clock)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.register_blueprint(bp)
     app.register_error_handler(Rejected, refuse)

@@ -292,7 +292,7 @@ def when_ready(server: Arbiter) -> None:
 
 def post_worker_init(worker: ThreadWorker) -> None:
     # Here, not in create_app: a fork leaves threads behind.
-    worker.wsgi.extensions["collector"].store.start_housekeeping()
+    worker.wsgi.extensions["collector"].housekeeper.start()
 
 
 def worker_exit(server: Arbiter, worker: ThreadWorker) -> None:

@@ -100,8 +100,6 @@ class Store:
 
     directory: Path
     min_free_mb: int = 0
-    compress_after_days: int = 0
-    retention_days: int = 0
     clock: Callable[[], datetime] = utc_now
 
     def __post_init__(self) -> None:
@@ -218,6 +216,11 @@ class Store:
     def find_address_key(self, name: str, _: bytes) -> None:
         self.address_keys[name] = read_or_make_key(self.directory / name)
 
+    def forget_keys(self, today: date) -> None:
+        for name in list(self.address_keys):
+            if is_expired_key(name, today):
+                del self.address_keys[name]
+
     def note_failure(self, error: str) -> None:
         if not self.failing:  # once, not for each request
             log.error("events are not being stored: %s", error)
@@ -250,55 +253,8 @@ class Store:
             "last_error_at": self.last_error_at and timestamp(self.last_error_at),
         }
 
-    def start_housekeeping(self) -> None:
-        """Keep house now and on each new day, in the background; call it after the fork."""
-        threading.Thread(target=self.keep_house_daily, daemon=True).start()
-
-    def keep_house_daily(self) -> None:
-        last = None
-        while not self.closing.is_set():
-            today = self.clock().date()
-            if today != last:
-                last = today
-                try:
-                    self.keep_house(today)
-                except OSError as exc:
-                    log.error("no housekeeping until tomorrow: %s", exc)
-            self.closing.wait(NEW_DAY_POLL_SECONDS)
-
-    def keep_house(self, today: date) -> None:
-        """Cut torn tails, forget keys, delete what is too old, compress what is old enough.
-
-        A kill at any moment loses nothing and doubles nothing: the next run
-        goes on.  Does nothing while another process is at it.
-        """
-        for name in list(self.address_keys):
-            if is_expired_key(name, today):
-                del self.address_keys[name]
-        if not self.directory.is_dir():
-            return
-        with contextlib.suppress(BlockingIOError), claimed(self.directory):
-            delete_litter(self.directory, today)
-            files = day_files(self.directory)
-            reference = reference_day([file.day for file in files], today)
-            for file in files:
-                try:
-                    self.keep_file(file.path, (reference - file.day).days)
-                except (OSError, EOFError, zlib.error) as exc:
-                    log.error("%s: left as it is until tomorrow: %s", file.path.name, exc)
-
-    def keep_file(self, path: Path, age_days: int) -> None:
-        if self.retention_days and age_days >= self.retention_days:
-            with locked(self.directory):
-                os.unlink(path)
-            log.info("%s: deleted, %d days old", path.name, age_days)
-        elif path.suffix != ".gz":
-            cut_unused_file(path)
-            if self.compress_after_days and age_days >= self.compress_after_days:
-                compress(path, self.min_free_bytes)
-
     def close(self) -> None:
-        """Write what is waiting and end the threads; leave them where the disk is stalled."""
+        """Write what is waiting and end the writer; leave it where the disk is stalled."""
         with self.changed:
             self.closing.set()
             self.changed.notify()
@@ -548,6 +504,61 @@ def end_of_last_line(fd: int, end: int) -> int:
 
 
 # Housekeeping.
+
+
+@dataclass
+class Housekeeper:
+    """Repairs, compresses and deletes the files of a store's directory, each day anew."""
+
+    store: Store
+    compress_after_days: int = 0
+    retention_days: int = 0
+
+    def start(self) -> None:
+        """Keep house now and on each new day, in the background; call it after the fork."""
+        threading.Thread(target=self.keep_house_daily, daemon=True).start()
+
+    def keep_house_daily(self) -> None:
+        last = None
+        while not self.store.closing.is_set():
+            today = self.store.clock().date()
+            if today != last:
+                last = today
+                try:
+                    self.keep_house(today)
+                except OSError as exc:
+                    log.error("no housekeeping until tomorrow: %s", exc)
+            self.store.closing.wait(NEW_DAY_POLL_SECONDS)
+
+    def keep_house(self, today: date) -> None:
+        """Cut torn tails, forget keys, delete what is too old, compress what is old enough.
+
+        A kill at any moment loses nothing and doubles nothing: the next run
+        goes on.  Does nothing while another process is at it.
+        """
+        self.store.forget_keys(today)
+        directory = self.store.directory
+        if not directory.is_dir():
+            return
+        with contextlib.suppress(BlockingIOError), claimed(directory):
+            delete_litter(directory, today)
+            files = day_files(directory)
+            reference = reference_day([file.day for file in files], today)
+            for file in files:
+                try:
+                    self.keep_file(file.path, (reference - file.day).days)
+                except (OSError, EOFError, zlib.error) as exc:
+                    log.error("%s: left as it is until tomorrow: %s", file.path.name, exc)
+
+    def keep_file(self, path: Path, age_days: int) -> None:
+        if self.retention_days and age_days >= self.retention_days:
+            with locked(path.parent):
+                os.unlink(path)
+            log.info("%s: deleted, %d days old", path.name, age_days)
+        elif path.suffix != ".gz":
+            cut_unused_file(path)
+            if self.compress_after_days and age_days >= self.compress_after_days:
+                compress(path, self.store.min_free_bytes)
 
 
 class DayFile(NamedTuple):

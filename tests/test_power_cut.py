@@ -45,7 +45,7 @@ class Life:
         self.today = before.today
         self.sent = dict(before.sent)
         self.acknowledged = set(before.acknowledged)
-        self.store = storage.Store(directory, compress_after_days=1, retention_days=RETENTION_DAYS)
+        self.housekeeper = storage.Housekeeper(storage.Store(directory), 1, RETENTION_DAYS)
         self.workers = [storage.Appender(directory), storage.Appender(directory)]
         self.numbers = count(len(self.sent))
 
@@ -59,7 +59,7 @@ class Life:
     def keep_house(self, today: date, **failures: Any) -> None:
         self.today = today
         with self.disk.failing(**failures):
-            self.store.keep_house(today)
+            self.housekeeper.keep_house(today)
 
 
 def event_line(number: int, day: date) -> bytes:

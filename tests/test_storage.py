@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 import storage
-from storage import Appender, NotStored, Store, timestamp
+from storage import Appender, Housekeeper, NotStored, Store, timestamp
 
 DAY = "2026-11-23"
 NAME = f"events-{DAY}.jsonl"
@@ -120,6 +121,11 @@ def make_store(data_dir: Path) -> Iterator[Callable[..., Store]]:
 @pytest.fixture
 def store(make_store: Callable[..., Store]) -> Store:
     return make_store()
+
+
+@pytest.fixture
+def make_keeper(store: Store) -> Callable[..., Housekeeper]:
+    return partial(Housekeeper, store)
 
 
 # Records and names.
@@ -400,7 +406,7 @@ def test_housekeeping_cuts_torn_tails_of_files_nobody_writes_to(
     for name in ("events-2026-11-20.jsonl", "refused-2026-11-20.jsonl", NAME):
         (data_dir / name).write_bytes(line(1) + b'{"torn')
 
-    store.keep_house(TODAY)
+    Housekeeper(store).keep_house(TODAY)
 
     assert {path.read_bytes() for path in data_dir.iterdir()} == {line(1)}
 
@@ -760,9 +766,9 @@ def test_a_days_key_is_one_for_all_and_readable_by_the_owner_only(
 
 def test_a_key_is_destroyed_when_its_day_is_over_by_two_days(store: Store, data_dir: Path) -> None:
     key = store.address_key(DAY)
-    store.keep_house(TODAY + timedelta(days=2))
+    Housekeeper(store).keep_house(TODAY + timedelta(days=2))
     assert store.address_key(DAY) == key
-    store.keep_house(TODAY + timedelta(days=3))
+    Housekeeper(store).keep_house(TODAY + timedelta(days=3))
 
     assert list(data_dir.glob("address-key-*")) == []
     assert store.address_keys == {}
@@ -794,10 +800,10 @@ def read_days(data_dir: Path) -> dict[str, bytes]:
 
 
 def test_files_are_compressed_and_deleted_by_their_age(
-    make_store: Callable[..., Store], data_dir: Path
+    make_keeper: Callable[..., Housekeeper], data_dir: Path
 ) -> None:
     content = write_days(data_dir, 12)
-    make_store(compress_after_days=7, retention_days=10).keep_house(TODAY)
+    make_keeper(compress_after_days=7, retention_days=10).keep_house(TODAY)
 
     ages = {
         (TODAY - date.fromisoformat(path.name[7:17])).days: path.suffix
@@ -810,10 +816,10 @@ def test_files_are_compressed_and_deleted_by_their_age(
 
 
 def test_a_days_plain_file_goes_only_when_the_name_of_the_compressed_one_is_on_disk(
-    make_store: Callable[..., Store], data_dir: Path, disk: Disk
+    make_keeper: Callable[..., Housekeeper], data_dir: Path, disk: Disk
 ) -> None:
     write_days(data_dir, 2)
-    make_store(compress_after_days=1).keep_house(TODAY)
+    make_keeper(compress_after_days=1).keep_house(TODAY)
 
     calls = [name for name, _ in disk.calls]
     renamed = calls.index("rename")
@@ -822,29 +828,29 @@ def test_a_days_plain_file_goes_only_when_the_name_of_the_compressed_one_is_on_d
 
 def test_by_default_nothing_is_deleted_and_0_never_compresses(store: Store, data_dir: Path) -> None:
     content = write_days(data_dir, 400)
-    store.keep_house(TODAY)
+    Housekeeper(store).keep_house(TODAY)
 
     assert {path.name: path.read_bytes() for path in data_dir.iterdir()} == content
 
 
 def test_a_clock_that_jumps_ahead_does_not_wipe_the_archive(
-    make_store: Callable[..., Store], data_dir: Path
+    make_keeper: Callable[..., Housekeeper], data_dir: Path
 ) -> None:
     content = write_days(data_dir, 12)
-    make_store(compress_after_days=7, retention_days=30).keep_house(date(2036, 1, 1))
+    make_keeper(compress_after_days=7, retention_days=30).keep_house(date(2036, 1, 1))
 
     assert read_days(data_dir) == content
 
 
 def test_only_files_of_the_two_patterns_are_touched(
-    make_store: Callable[..., Store], data_dir: Path
+    make_keeper: Callable[..., Housekeeper], data_dir: Path
 ) -> None:
     data_dir.mkdir()
     names = ["notes.txt", "events-2020-01-01.jsonl.bak", "events-2020-02-31.jsonl"]
     names += ["events-2020-1-1.jsonl", "xevents-2020-01-01.jsonl", "refused-2020-01-01.json"]
     for name in names:
         (data_dir / name).write_bytes(b"torn")
-    make_store(compress_after_days=1, retention_days=2).keep_house(TODAY)
+    make_keeper(compress_after_days=1, retention_days=2).keep_house(TODAY)
 
     assert {path.name: path.read_bytes() for path in data_dir.iterdir()} == dict.fromkeys(
         names, b"torn"
@@ -852,26 +858,26 @@ def test_only_files_of_the_two_patterns_are_touched(
 
 
 def test_refusals_are_compressed_and_deleted_too(
-    make_store: Callable[..., Store], data_dir: Path
+    make_keeper: Callable[..., Housekeeper], data_dir: Path
 ) -> None:
     write_days(data_dir, 1)
     for day in ("2026-11-10", "2026-11-22"):
         (data_dir / f"refused-{day}.jsonl").write_bytes(line(1))
-    make_store(compress_after_days=1, retention_days=10).keep_house(TODAY)
+    make_keeper(compress_after_days=1, retention_days=10).keep_house(TODAY)
 
     assert [path.name for path in data_dir.glob("refused-*")] == ["refused-2026-11-22.jsonl.gz"]
 
 
 def test_late_events_are_folded_into_a_day_that_was_compressed(
-    make_store: Callable[..., Store], data_dir: Path
+    make_keeper: Callable[..., Housekeeper], data_dir: Path
 ) -> None:
     old = "events-2026-11-01.jsonl"
-    store = make_store(compress_after_days=1)
+    keeper = make_keeper(compress_after_days=1)
     write_days(data_dir, 1)
     appender = Appender(data_dir)
     for n in range(4):
         appender.append(old, line(n))
-        store.keep_house(TODAY)
+        keeper.keep_house(TODAY)
 
     assert not (data_dir / old).exists()
     assert gzip.decompress((data_dir / f"{old}.gz").read_bytes()) == b"".join(map(line, range(4)))
@@ -880,7 +886,7 @@ def test_late_events_are_folded_into_a_day_that_was_compressed(
 @pytest.mark.parametrize("more", [b"", line(9)], ids=["unchanged", "grown since"])
 @pytest.mark.parametrize("members", [1, 2])
 def test_lines_that_are_in_the_gz_already_are_not_doubled(
-    make_store: Callable[..., Store], data_dir: Path, members: int, more: bytes
+    make_keeper: Callable[..., Housekeeper], data_dir: Path, members: int, more: bytes
 ) -> None:
     """As after a kill between the rename of the .gz and the unlink of the plain file."""
     write_days(data_dir, 1)
@@ -888,7 +894,7 @@ def test_lines_that_are_in_the_gz_already_are_not_doubled(
     older = gzip.compress(line(5)) if members == 2 else b""
     plain.with_suffix(".jsonl.gz").write_bytes(older + gzip.compress(line(1) + line(2)))
     plain.write_bytes(line(1) + line(2) + more)
-    make_store(compress_after_days=1).keep_house(TODAY)
+    make_keeper(compress_after_days=1).keep_house(TODAY)
 
     expected = (line(5) if members == 2 else b"") + line(1) + line(2) + more
     assert not plain.exists()
@@ -896,29 +902,29 @@ def test_lines_that_are_in_the_gz_already_are_not_doubled(
 
 
 def test_a_file_is_not_compressed_while_a_writer_syncs_it(
-    disk: Disk, make_store: Callable[..., Store], data_dir: Path
+    disk: Disk, make_keeper: Callable[..., Housekeeper], data_dir: Path
 ) -> None:
     """Finding it gone the writer would write its lines again, and they would be there twice."""
     write_days(data_dir, 2)
     plain = data_dir / "events-2026-11-22.jsonl"
-    store = make_store(compress_after_days=1)
+    keeper = make_keeper(compress_after_days=1)
 
     def keep_house_meanwhile(at: int, name: str, arguments: Any) -> None:
         if name == "fsync":
             disk.heal()
-            store.keep_house(TODAY)
+            keeper.keep_house(TODAY)
 
     disk.fault = keep_house_meanwhile
     Appender(data_dir).append(plain.name, line(99))
     assert plain.read_bytes().count(line(99)) == 1
-    store.keep_house(TODAY)
+    keeper.keep_house(TODAY)
 
     assert read_days(data_dir)[plain.name].count(line(99)) == 1
     assert not plain.exists()
 
 
 def test_two_kills_between_rename_and_unlink_double_nothing(
-    make_store: Callable[..., Store], data_dir: Path
+    make_keeper: Callable[..., Housekeeper], data_dir: Path
 ) -> None:
     write_days(data_dir, 1)
     plain = data_dir / "events-2026-11-01.jsonl"
@@ -926,19 +932,19 @@ def test_two_kills_between_rename_and_unlink_double_nothing(
         gzip.compress(line(1) + line(2)) + gzip.compress(line(3))
     )
     plain.write_bytes(line(1) + line(2) + line(3))
-    make_store(compress_after_days=1).keep_house(TODAY)
+    make_keeper(compress_after_days=1).keep_house(TODAY)
 
     assert read_days(data_dir)[plain.name] == line(1) + line(2) + line(3)
 
 
 def test_a_damaged_gz_is_left_alone_and_the_others_are_done(
-    make_store: Callable[..., Store], data_dir: Path, caplog: pytest.LogCaptureFixture
+    make_keeper: Callable[..., Housekeeper], data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = write_days(data_dir, 3)
     plain = data_dir / "events-2026-11-21.jsonl"
     damaged = gzip.compress(line(1))[:-4]
     plain.with_suffix(".jsonl.gz").write_bytes(damaged)
-    make_store(compress_after_days=1).keep_house(TODAY)
+    make_keeper(compress_after_days=1).keep_house(TODAY)
 
     assert plain.read_bytes() == content[plain.name]
     assert plain.with_suffix(".jsonl.gz").read_bytes() == damaged
@@ -951,7 +957,7 @@ def keep_house_and_die(directory: Path, index: int) -> None:
     disk = Disk()
     storage.os = disk  # type: ignore[assignment]
     disk.fault = lambda at, name, arguments: os._exit(9) if at == index else None
-    Store(directory, compress_after_days=1, retention_days=3).keep_house(TODAY)
+    Housekeeper(Store(directory), 1, 3).keep_house(TODAY)
 
 
 def test_a_kill_at_any_moment_of_housekeeping_loses_and_doubles_nothing(tmp_path: Path) -> None:
@@ -969,7 +975,7 @@ def test_a_kill_at_any_moment_of_housekeeping_loses_and_doubles_nothing(tmp_path
 
         assert read_days(directory)[folded] in (both, both + plain), "a line was lost"
         Appender(directory).append(late, line(77))
-        Store(directory, compress_after_days=1, retention_days=3).keep_house(TODAY)
+        Housekeeper(Store(directory), 1, 3).keep_house(TODAY)
         expected = content | {folded: both, late: content[late] + line(77)}
         del expected[expired]
         assert read_days(directory) == expected, f"killed at call {index}"
@@ -980,7 +986,7 @@ def test_a_kill_at_any_moment_of_housekeeping_loses_and_doubles_nothing(tmp_path
 
 
 def test_a_file_written_to_while_it_is_compressed_is_left_for_the_next_run(
-    disk: Disk, make_store: Callable[..., Store], data_dir: Path
+    disk: Disk, make_keeper: Callable[..., Housekeeper], data_dir: Path
 ) -> None:
     write_days(data_dir, 2)
     plain = data_dir / "events-2026-11-22.jsonl"
@@ -992,24 +998,24 @@ def test_a_file_written_to_while_it_is_compressed_is_left_for_the_next_run(
             late.append(plain.name, line(99))
 
     disk.fault = append_once
-    store = make_store(compress_after_days=1)
-    store.keep_house(TODAY)
+    keeper = make_keeper(compress_after_days=1)
+    keeper.keep_house(TODAY)
     assert plain.read_bytes().endswith(line(99))
-    store.keep_house(TODAY)
+    keeper.keep_house(TODAY)
 
     assert gzip.decompress(plain.with_suffix(".jsonl.gz").read_bytes()).endswith(line(99))
     assert not plain.exists()
 
 
 def test_one_process_keeps_house_at_a_time(
-    make_store: Callable[..., Store], data_dir: Path
+    make_keeper: Callable[..., Housekeeper], data_dir: Path
 ) -> None:
     content = write_days(data_dir, 3)
     with storage.claimed(data_dir):
-        make_store(compress_after_days=1).keep_house(TODAY)
+        make_keeper(compress_after_days=1).keep_house(TODAY)
         assert read_days(data_dir) == content
         assert not list(data_dir.glob("*.gz"))
-    make_store(compress_after_days=1).keep_house(TODAY)
+    make_keeper(compress_after_days=1).keep_house(TODAY)
 
     assert len(list(data_dir.glob("*.gz"))) == 2
 
@@ -1020,8 +1026,7 @@ def test_housekeeping_runs_at_start_and_when_a_day_ends(
     monkeypatch.setattr(storage, "NEW_DAY_POLL_SECONDS", 0.001)
     write_days(data_dir, 3)
     now = [datetime(2026, 11, 23, 12, tzinfo=UTC)]
-    store = make_store(compress_after_days=2, clock=lambda: now[0])
-    store.start_housekeeping()
+    Housekeeper(make_store(clock=lambda: now[0]), compress_after_days=2).start()
 
     def wait_for(name: str) -> None:
         for _ in range(60_000):
@@ -1037,14 +1042,14 @@ def test_housekeeping_runs_at_start_and_when_a_day_ends(
 
 
 def test_400_days_pass_and_every_line_that_should_be_there_is_there_once(
-    make_store: Callable[..., Store], data_dir: Path
+    make_keeper: Callable[..., Housekeeper], data_dir: Path
 ) -> None:
-    store = make_store(compress_after_days=7, retention_days=90)
+    keeper = make_keeper(compress_after_days=7, retention_days=90)
     appender = Appender(data_dir)
     expected: dict[str, bytes] = {}
     for n in range(400):
         today = date(2026, 1, 1) + timedelta(days=n)
-        store.keep_house(today)
+        keeper.keep_house(today)
         for late_days in (0, 1, 9) if n % 5 == 0 else (0,):  # the clock jumps back, now and then
             day = today - timedelta(days=late_days)
             name = f"events-{day}.jsonl"
@@ -1052,7 +1057,7 @@ def test_400_days_pass_and_every_line_that_should_be_there_is_there_once(
             expected[name] = expected.get(name, b"") + line(n * 10 + late_days)
         if n % 7 == 0:
             (data_dir / f"refused-{today}.jsonl").write_bytes(line(n))
-    store.keep_house(today)
+    keeper.keep_house(today)
 
     oldest = today - timedelta(days=89)
     wanted = {name: text for name, text in expected.items() if name >= f"events-{oldest}"}

@@ -7,9 +7,9 @@ from flask import Flask, Response, request
 app = Flask(__name__, static_folder=None)
 
 # Our gunicorn.conf.py asks for these.
-nothing = SimpleNamespace(start_housekeeping=lambda: None, close=lambda: None)
+nothing = SimpleNamespace(start=lambda: None, close=lambda: None)
 app.extensions["collector"] = SimpleNamespace(
-    settings=SimpleNamespace(trusted_proxies=()), store=nothing
+    settings=SimpleNamespace(trusted_proxies=()), store=nothing, housekeeper=nothing
 )
 
 
