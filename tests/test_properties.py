@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import parsing
+import report
 import storage
 from parsing import CLI, CORE, Rejected, check_fields, parse_cli, parse_core
 
@@ -113,3 +114,50 @@ def test_an_address_is_canonical_or_none(peer: str, forwarded_for: str) -> None:
     address = parsing.client_address(peer, forwarded_for, [])
 
     assert address is None or parsing.parse_address(str(address)) == address
+
+
+def event_line(source: str, text: str, ip: str) -> bytes:
+    """Return a line of that source, as storage.py writes it, with the text wherever one can be."""
+    agent = dict.fromkeys(("browser", "browser_version", "os", "os_version"), text)
+    if source == "core":
+        payload = parsing.check_fields(CORE, {"providers": {}, "version": "5", "resourceCount": 1})
+        record = {"hostname": "a.example"} | agent | {"payload": payload | {"projectId": text}}
+    else:
+        sent = {"nodeVersion": "v20", "projectFramework": "vite", "packages": []}
+        payload = parsing.check_fields(CLI, sent) | {"nodeVersion": text, "command": text}
+        record = {"payload": payload | {"packages": [{"name": text, "version": None}]}}
+    head = {"id": "i" * 36, "received_at": "t" * 24, "source": source, "ip": ip}
+    return storage.encode(head | record).encode("ascii")
+
+
+NASTY = st.text(st.sampled_from('{}[]",:\\ \n\r\u2028payload'), max_size=12) | TEXT
+LINE = st.builds(event_line, st.sampled_from(["core", "cli"]), NASTY, st.sampled_from("12"))
+BROKEN = st.builds(
+    lambda line, at, piece: line[:at] + piece + line[at + 1 :],
+    LINE,
+    st.integers(0, 400),
+    st.sampled_from([b"", b"\r", b'"', b"\\", b"{", b"}", b"[", b",", b" ", b"\0", b"\xff", b"1"]),
+)
+
+
+@given(st.lists(LINE | LINE | BROKEN, max_size=9))
+def test_a_line_counts_for_the_report_as_it_would_alone(lines: list[bytes]) -> None:
+    together, alone = report.Tally(), report.Tally()
+    report.count_events(b"".join(line + b"\n" for line in lines), together)
+    for line in lines:
+        report.count_events(line + b"\n", alone)
+
+    assert (together.unreadable_lines, dict(together.distinct)) == (
+        alone.unreadable_lines,
+        dict(alone.distinct),
+    )
+    assert together.events == alone.events
+
+
+@given(LINE)
+def test_every_line_that_we_write_is_an_event_of_the_report(line: bytes) -> None:
+    tally = report.Tally()
+    report.count_events(line + b"\n", tally)
+
+    assert tally.unreadable_lines == 0
+    assert tally.events[json.loads(line)["source"], "events"][()] == 1

@@ -278,6 +278,19 @@ def test_a_line_that_cannot_be_read_is_skipped_and_counted(
     assert found["active"]["1"]["cli"]["addresses"] == 1
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_a_last_line_without_its_newline_is_no_line(
+    run: Callable[..., Result], data_dir: Path, packed: bool
+) -> None:
+    data_dir.mkdir()
+    path = data_dir / f"events-2026-11-23.jsonl{'.gz' if packed else ''}"
+    lines = GOOD + b"\n" + GOOD
+    path.write_bytes(gzip.compress(lines) if packed else lines)
+    found = json.loads(run("--format=json").stdout)
+
+    assert (found["events"]["cli"], found["unreadable_lines"]) == (1, 0)
+
+
 @pytest.mark.parametrize("off_by", [-1, 0, 1])
 def test_a_line_at_the_edge_of_a_piece_is_counted_once(
     run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch, off_by: int
