@@ -356,6 +356,17 @@ def test_what_cannot_be_stored_is_answered_503_and_says_when_to_try_again(
     assert client.get("/healthz").status_code == 503
 
 
+def test_an_error_of_our_own_is_a_problem_document_too(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.Store.submit", None)
+    response = send(client, "POST", "/cli")
+
+    assert response.status_code == 500
+    assert has_headers(response, "failed")
+    assert response.mimetype == "application/problem+json"
+
+
 def test_health_is_json(client: FlaskClient) -> None:
     response = client.get("/healthz")
 
