@@ -1,5 +1,6 @@
 """Start and stop of a real gunicorn."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from server import PATIENCE_SECONDS, ROOT, Server
+from server import PATIENCE_SECONDS, ROOT, Server, wait_until
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,19 @@ def test_a_stop_exits_with_0_and_what_was_acknowledged_is_on_disk(server: Server
 
     assert server.stop() == 0
     assert len(server.lines()) == 1
+
+
+def test_a_refusal_that_waits_for_its_turn_is_written_at_a_stop(server: Server) -> None:
+    assert server.send_cli().status == 204
+    directory = os.open(server.data_dir, os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_EX)  # as another worker does while it writes
+    assert server.send_cli(nodeVersion=5).status == 400
+    server.process.terminate()
+    wait_until(lambda: any("Worker exiting" in line for line in server.log))
+    os.close(directory)
+
+    assert server.stop() == 0
+    assert len(server.lines("refused-*")) == 1
 
 
 def test_workers_are_replaced_after_as_many_requests_as_an_admin_says(
