@@ -6,6 +6,7 @@ import select
 import socket
 import time
 from base64 import b64encode
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -189,6 +190,18 @@ def test_others_are_answered_at_once_beside_silent_connections(server: Server) -
 
     assert answered_in(server) < 3  # threads held by the silent would make it five or more
     assert server.stop() == 0
+    for connection in connections:
+        connection.close()
+
+
+def test_more_silent_connections_than_a_worker_takes_hold_up_nobody(
+    serve: Callable[..., Server],
+) -> None:
+    """The kernel keeps them: they are not the worker's until they say something."""
+    server = serve("--worker-connections=20")
+    connections = connect_many(server, b"")
+
+    assert answered_in(server) < 3
     for connection in connections:
         connection.close()
 
