@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import lru_cache
 from itertools import accumulate, groupby
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,7 +146,7 @@ def facts_of(source: str, part: dict[str, Any]) -> Facts:
             distinct = [(place, project) for place in [(source, "projects"), *places]]
         events.append(((source, "events"), ()))
     if "resourceCount" in part:
-        events.append(((source, "resource_count"), int(part["resourceCount"])))
+        events.append(((source, "resource_count"), index(part["resourceCount"])))
     return Facts(events, distinct)
 
 
@@ -201,8 +202,9 @@ def cut(line: bytes) -> Row:
 
 
 def column_text(column: Column, values: dict[str, Any]) -> bytes:
-    text = encode({key: values[key] for key in column.keys})[1:-1]
-    return (text.partition(":")[2] if column.distinct else text).encode("ascii")
+    if column.distinct:
+        return encode(*texts(values[column.keys[0]])).encode("ascii")
+    return encode({key: values[key] for key in column.keys})[1:-1].encode("ascii")
 
 
 def count_columns(rows: list[Row]) -> dict[Column, Counter[bytes]]:
