@@ -6,6 +6,7 @@ equal parts are counted, and each different part is parsed once.  Files are read
 side by side on all cores, large ones in pieces.
 """
 
+import contextlib
 import gc
 import gzip
 import json
@@ -31,7 +32,7 @@ import click
 from flask import current_app, render_template
 from flask.cli import with_appcontext
 
-from storage import DayFile, day_files, encode
+from storage import DayFile, day_files, encode, length_packed
 
 ACTIVE_DAYS = (1, 7, 30)
 DEFAULT_DAYS = 30
@@ -255,9 +256,13 @@ class Result(NamedTuple):
 
 
 def split(file: DayFile) -> list[Piece]:
-    size = file.path.stat().st_size
-    step = size if is_packed(file) else PIECE_BYTES
-    return [Piece(file, at, min(at + step, size)) for at in range(0, size or 1, step or 1)]
+    size, start = file.path.stat().st_size, 0
+    if is_packed(file):
+        return [Piece(file, 0, size)]
+    with contextlib.suppress(OSError, EOFError, zlib.error):  # a damaged .gz is an error of its own
+        start = length_packed(file.path)  # lines that a killed housekeeper left in both files
+    starts = range(start, size, PIECE_BYTES) or [start]
+    return [Piece(file, at, min(at + PIECE_BYTES, size)) for at in starts]
 
 
 def is_packed(file: DayFile) -> bool:

@@ -628,11 +628,10 @@ def compress(plain: Path, min_free_bytes: int) -> None:
     Both files exist between the rename and the unlink.  A run that finds them
     so sees by the end of the .gz which lines it holds already.
     """
-    packed = plain.with_name(f"{plain.name}.gz")
-    draft = plain.with_name(DRAFT_NAME)
+    packed, draft = packed_path(plain), plain.with_name(DRAFT_NAME)
     with plain.open("rb") as source:
         size = os.fstat(source.fileno()).st_size
-        start = length_packed(source, packed) if packed.exists() else 0
+        start = length_packed(plain)
         if start < size:
             content = pack(packed, source, start, size)
             write_draft(draft, content, FILE_MODE, min_free_bytes)
@@ -658,14 +657,16 @@ def pack(packed: Path, source: BinaryIO, start: int, end: int) -> Iterator[bytes
     yield packer.flush()
 
 
-def length_packed(source: BinaryIO, packed: Path) -> int:
-    """Return how much of `source`, from its start, is at the end of `packed` already.
+def length_packed(plain: Path) -> int:
+    """Return how many bytes of `plain`, from its start, are at the end of its .gz already.
 
-    Raises OSError, EOFError or zlib.error where `packed` is damaged.
+    Raises OSError, EOFError or zlib.error where the .gz is damaged.
     """
-    first = source.readline()
+    if not packed_path(plain).exists():
+        return 0
     length = 0
-    with gzip.open(packed) as lines:
+    with plain.open("rb") as source, gzip.open(packed_path(plain)) as lines:
+        first = source.readline()
         for line in lines:
             if length and source.readline() == line:
                 length += len(line)
@@ -674,6 +675,10 @@ def length_packed(source: BinaryIO, packed: Path) -> int:
             else:
                 length = 0
     return length
+
+
+def packed_path(plain: Path) -> Path:
+    return plain.with_name(f"{plain.name}.gz")
 
 
 def chunks(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:

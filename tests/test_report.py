@@ -293,6 +293,23 @@ def test_a_last_line_without_its_newline_is_no_line(
     assert (found["events"]["cli"], found["unreadable_lines"]) == (1, 0)
 
 
+@pytest.mark.parametrize("late", [0, 1])
+@pytest.mark.parametrize("earlier", [0, 2])
+def test_a_day_that_a_killed_server_left_in_both_files_counts_once(
+    run: Callable[..., Result], data_dir: Path, earlier: int, late: int
+) -> None:
+    """As between the rename of the .gz and the removal of the plain file."""
+    data_dir.mkdir()
+    lines = [GOOD.replace(b"v20", b"v%d" % n) + b"\n" for n in range(9)]
+    plain = data_dir / "events-2026-11-22.jsonl"
+    plain.write_bytes(b"".join(lines[2 : 5 + late]))
+    packed = gzip.compress(b"".join(lines[2 - earlier : 5]))
+    plain.with_name(f"{plain.name}.gz").write_bytes(packed)
+    found = json.loads(run("--format=json").stdout)
+
+    assert (found["events"]["cli"], found["unreadable_lines"]) == (3 + earlier + late, 0)
+
+
 @pytest.mark.parametrize("off_by", [-1, 0, 1])
 def test_a_line_at_the_edge_of_a_piece_is_counted_once(
     run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch, off_by: int
