@@ -330,9 +330,11 @@ class Appender:
             raise
 
     def undo(self) -> None:
-        if self.unsynced:
+        # A file that was moved away is its new owner's: nothing more is done to it.
+        if self.unsynced and is_named(self.fd, self.directory / self.name):
             with locked(self.directory):
                 self.take_back(*self.unsynced)
+        self.unsynced = None
         self.drop()
 
     def take_back(self, start: int, lines: bytes) -> None:
@@ -556,7 +558,8 @@ class Housekeeper:
                 os.unlink(path)
             log.info("%s: deleted, %d days old", path.name, age_days)
         elif path.suffix != ".gz":
-            cut_unused_file(path)
+            with locked(path.parent), opened(path, os.O_RDWR | os.O_NOFOLLOW) as fd:
+                cut_torn_tail(fd, path.name, thorough=True)
             if self.compress_after_days and age_days >= self.compress_after_days:
                 compress(path, self.store.min_free_bytes)
 
@@ -615,11 +618,6 @@ def delete_litter(directory: Path, today: date) -> None:
         with contextlib.suppress(ValueError):
             if is_expired_key(path.name, today):
                 os.unlink(path)
-
-
-def cut_unused_file(path: Path) -> None:
-    with locked(path.parent), opened(path, os.O_RDWR | os.O_NOFOLLOW) as fd:
-        cut_torn_tail(fd, path.name, thorough=True)
 
 
 def compress(plain: Path, min_free_bytes: int) -> None:

@@ -264,6 +264,27 @@ def test_what_could_not_be_cut_off_is_cut_off_before_the_next_append(
     assert (data_dir / NAME).read_bytes() == line(0) + line(4)
 
 
+def test_a_file_that_cannot_be_mended_holds_up_nothing_once_it_is_moved_away(
+    disk: Disk, data_dir: Path
+) -> None:
+    appender = Appender(data_dir)
+    appender.append(NAME, line(0))
+    bad = (data_dir / NAME).stat().st_ino
+
+    def fault(at: int, name: str, arguments: Any) -> None:
+        if name in ("fsync", "ftruncate") and os.fstat(arguments[0]).st_ino == bad:
+            raise OSError(errno.EIO, name)
+
+    disk.fault = fault
+    for n in (1, 2):
+        with pytest.raises(OSError, match=r"fsync|ftruncate"):
+            appender.append(NAME, line(n))
+    (data_dir / NAME).rename(data_dir / "bad")
+    appender.append(NAME, line(3))
+
+    assert (data_dir / NAME).read_bytes() == line(3)
+
+
 @pytest.mark.parametrize("length", [1, 60, 61, 179])
 def test_a_torn_write_that_could_not_be_cut_off_is_cut_off_later(
     disk: Disk, data_dir: Path, length: int
