@@ -60,9 +60,11 @@ class DeadlineWorker(ThreadWorker):
 
     Who has sent a part gets a thread, and RECEIVE_SECONDS for the rest: then its reading
     side is shut, and the thread sees the end of the request.  (In gunicorn 27 a thread
-    waits five seconds for the first byte and without a limit for the others.)  All
-    methods but handle_error run in the main loop, so there is nothing to lock.
+    waits five seconds for the first byte and without a limit for the others.)  Only
+    handle_error and _keepalive_after run in threads, so there is nothing to lock.
     """
+
+    alive: bool
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
