@@ -1,7 +1,7 @@
 """The collector: two data endpoints, a page that explains them, and a health check.
 
-flask --app app report    what was collected
-gunicorn                  serve (gunicorn.conf.py names this module)
+flask report    what was collected
+gunicorn        serve (gunicorn.conf.py names this module)
 """
 
 import ipaddress
@@ -30,7 +30,7 @@ MAX_BODY_BYTES = 64 * 1024
 RETRY_AFTER_SECONDS = 30
 PREFLIGHT_MAX_AGE_SECONDS = 24 * 60 * 60
 
-# The smallest transparent GIF89a: one pixel.
+# A transparent GIF89a of one pixel.
 PIXEL = bytes.fromhex(
     "47494638396101000100800000000000ffffff21f90401000000002c00000000010001000002024401003b"
 )
@@ -45,7 +45,7 @@ class ConfigError(SystemExit):
 
 @dataclass(frozen=True)
 class Settings:
-    """What an operator may set; each field is the environment variable of the same name."""
+    """What an operator may set: each field is an environment variable, TELEMETRY_ and its name."""
 
     data_dir: Path
     trusted_proxies: tuple[parsing.Network, ...]
@@ -129,7 +129,6 @@ class Collector:
     settings: Settings
     store: Store
     housekeeper: Housekeeper
-    clock: Callable[[], datetime]
     has_warned_of_proxy: bool = False
 
 
@@ -139,7 +138,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], datetime] =
     app = Flask(__name__, static_folder=None)
     store = Store(settings.data_dir, settings.min_free_mb, clock)
     keeper = Housekeeper(store, settings.compress_after_days, settings.retention_days)
-    app.extensions["collector"] = Collector(settings, store, keeper, clock)
+    app.extensions["collector"] = Collector(settings, store, keeper)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.register_blueprint(bp)
     app.register_error_handler(Rejected, refuse)
@@ -245,7 +244,7 @@ def collect(
     if here.settings.honor_opt_out and has_opted_out(environ):
         return taken["opted-out"]
     payload = read_payload()
-    received_at = timestamp(here.clock())
+    received_at = timestamp(here.store.clock())
     event = {
         # Not uuid4(), which asks the kernel each time; `random` is seeded by it, also after a fork.
         "id": str(UUID(int=random.getrandbits(128), version=4)),
@@ -335,7 +334,7 @@ def page() -> Response:
 
 def refuse(exc: Rejected) -> Response:
     note = {
-        "received_at": timestamp(collector().clock()),
+        "received_at": timestamp(collector().store.clock()),
         "source": "cli" if request.path == "/cli" else "core",
         "status": exc.status,
         "field": exc.field,

@@ -11,6 +11,7 @@ import logging
 import re
 import resource
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -26,7 +27,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 import parsing
 
-RECEIVE_SECONDS = 9  # of the 10 that a client has; who waits behind it is answered in the last
+RECEIVE_SECONDS = 9  # a client has 10: the last is for answering who waited behind it
 PEEK_BYTES = 16 * 1024  # a longer request gets a thread
 MAX_DRAINED_BYTES = 16 * 2**20  # of a body that was refused unread
 ACCEPTED_AT_ONCE = 32  # at most, or other workers would have nothing to do
@@ -60,11 +61,11 @@ class DeadlineWorker(ThreadWorker):
 
     Who has sent a part gets a thread, and RECEIVE_SECONDS for the rest: then its reading
     side is shut, and the thread sees the end of the request.  (In gunicorn 27 a thread
-    waits five seconds for the first byte and without a limit for the others.)  Only
-    handle_error and _keepalive_after run in threads, so there is nothing to lock.
+    waits five seconds for the first byte and without a limit for the others.)  Of these
+    methods only handle_error and _keepalive_after run in threads: nothing to lock.
     """
 
-    alive: bool
+    alive: bool  # said here for mypy
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -115,8 +116,8 @@ class DeadlineWorker(ThreadWorker):
     def exchange(self, conn: TConn) -> Iterator[None]:
         """Do what handle() does in a thread, and pause before the app is asked for the body.
 
-        The socket never blocks: a client without room for its answer did not read those
-        before, and is dropped.
+        The socket never blocks: a client without room for its answer did not read its
+        earlier answers, and is dropped.
         """
         request, keep = None, False
         try:
@@ -183,19 +184,25 @@ class DeadlineWorker(ThreadWorker):
         return float(RECEIVE_SECONDS)
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
-        """Answer what gunicorn's parser refused; its own way logs the address."""
-        if not isinstance(exc, errors.ParseException):
-            super().handle_error(req, client, addr, exc)
-            return
-        status = HTTPStatus(PARSER_STATUSES.get(type(exc), 400))
-        body = json.dumps(
-            {"title": status.phrase, "status": status, "detail": "The request is not valid HTTP."}
-        )
+        """Answer what the parser refused, and what failed outside of the app.
+
+        gunicorn's own way logs the address, and the payload that is in a GET's target.
+        """
+        if isinstance(exc, errors.ParseException | ssl.SSLError):
+            status, outcome = PARSER_STATUSES.get(type(exc), 400), "refused"
+            detail = "The request is not valid HTTP."
+        else:
+            status, outcome, detail = 500, "failed", "The server has an error of its own."
+            self.log.error("a request could not be answered", exc_info=exc)
+        phrase = HTTPStatus(status).phrase
+        body = json.dumps({"title": phrase, "status": status, "detail": detail})
         with contextlib.suppress(OSError):
             client.sendall(
-                f"HTTP/1.1 {status} {status.phrase}\r\nConnection: close\r\n"
+                f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\n"
                 f"Content-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n"
-                f"Cache-Control: no-store\r\nX-Telemetry-Outcome: refused\r\n\r\n{body}".encode()
+                "Cache-Control: no-store\r\nAccess-Control-Allow-Origin: *\r\n"
+                "Cross-Origin-Resource-Policy: cross-origin\r\nX-Content-Type-Options: nosniff\r\n"
+                f"X-Telemetry-Outcome: {outcome}\r\n\r\n{body}".encode()
             )
 
 
@@ -253,7 +260,7 @@ worker_connections = min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 # Longer than any request takes: to arrive, and to wait for a stalled disk.
 graceful_timeout = 20
 
-# The GET payload is in the request line; this is the most gunicorn allows.
+# The GET payload is in the request line; more is only had by allowing any length.
 limit_request_line = 8190
 
 # No header may say at which path the app is mounted; no proxy of ours needs to.
@@ -263,14 +270,14 @@ forwarder_headers = ""
 # repeated because a promise stands on it.)
 accesslog = None
 
-# What storage.py has to say goes to standard error, and looks like the rest.
+# What our own modules have to say goes to standard error, and looks like the rest.
 logging.basicConfig(
     level=logging.INFO,
     format="%(asctime)s [%(process)d] [%(levelname)s] %(message)s",
     datefmt="[%Y-%m-%d %H:%M:%S %z]",
 )
 
-# No second way in.
+# gunicorn's control socket would be a second way in.
 control_socket_disable = True
 
 # The worker's heartbeat must not wait for the disk that events wait for.
@@ -293,7 +300,6 @@ def when_ready(server: Arbiter) -> None:
 
 
 def post_worker_init(worker: ThreadWorker) -> None:
-    # Here, not in create_app: a fork leaves threads behind.
     worker.wsgi.extensions["collector"].housekeeper.start()
 
 

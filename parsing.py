@@ -23,7 +23,7 @@ MAX_PACKAGES = 256
 MAX_RESOURCES = 1_000_000
 MAX_AGENT_CHARS = 512  # matching takes longer the longer the text is
 MAX_HOSTNAME_CHARS = 253
-MAX_KNOWN = 256  # addresses, and host names, whose meaning is kept: they repeat
+MAX_KNOWN = 256  # results kept, of addresses and of host names: the same ones come again
 MAX_KNOWN_AGENTS = 10_000  # likewise
 
 PROVIDERS = ("auth", "data", "router", "live", "notification", "auditLog", "i18n", "accessControl")
@@ -266,7 +266,7 @@ LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 def parse_hostname(url: str) -> str | None:
     """Return the host that `url` names, in lower case and without its port.
 
-    None where there is none, or none that DNS could hold (RFC 1123) or that is an address.
+    None where there is no host, or one that is neither a DNS name nor an address.
     """
     try:
         # WSGI hands headers over as Latin-1, whatever they were (PEP 3333).

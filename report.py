@@ -3,7 +3,7 @@
 An app reports the same payload on every load, and its visitors share a few
 browsers: most of a line repeats, byte for byte.  So lines are cut into parts,
 equal parts are counted, and each different part is parsed once.  Files are read
-side by side on all cores, large ones in pieces.
+side by side on all cores, large plain ones in pieces.
 """
 
 import contextlib
@@ -40,8 +40,9 @@ TOP = 10  # of each list, for people
 PIECE_BYTES = 2**24  # of a file, read at once
 MAX_KNOWN_PARTS = 20_000  # memory grows with the different values, not with the lines
 
-# What is counted distinct, and the lists: each of the values that an event has under these keys.
+# What is counted by its different values.
 DISTINCT = {"core": ("addresses", "hostnames", "projects"), "cli": ("addresses", "projects")}
+# The lists, and the keys that their values stand under.
 LISTS = {
     "core": {
         "versions": ("version",),
@@ -99,8 +100,8 @@ COLUMNS = (
     Column("cli", ("nodeEnv", "nodeVersion", "os", "osVersion", "command")),
     Column("cli", ("packages", "projectFramework", "projectId")),
 )
-# A line as storage.py writes it, each column a group.  It finds no wrong cut: in a string, no
-# quote is without a backslash.
+# A line as storage.py writes it, each column a group.  It cannot cut in the wrong place: inside
+# a string every quote has a backslash before it.
 EVENT = re.compile(
     rb"""^\{"id":".{36}","received_at":".{24}","source":(?:
         "core","ip":("[^"]*+"|null),"hostname":("[^"]*+"|null),
@@ -513,7 +514,7 @@ def report_command(
     """
     collector = current_app.extensions["collector"]
     directories = directories or (collector.settings.data_dir,)
-    until = until or collector.clock().date()
+    until = until or collector.store.clock().date()
     since = since or until - timedelta(days=DEFAULT_DAYS - 1)
     if since > until:
         raise BadOption(f"--since {since}: want a day not after the last one, {until}")

@@ -3,6 +3,7 @@
     DATA_DIR/events-2026-11-23.jsonl      the UTC day of each event's received_at
     DATA_DIR/events-2026-11-15.jsonl.gz   an older day, compressed
     DATA_DIR/refused-2026-11-23.jsonl     what was refused that day, and why
+    DATA_DIR/address-key-2026-11-23       what that day's addresses are hashed with
 
 A line counts once its newline is on disk.  Bytes after the last newline are a
 torn tail: never acknowledged, so the next writer cuts them off.  The files are
@@ -12,7 +13,7 @@ Requests hand in their lines and wait.  One writer thread takes all that were ha
 in while it synced the last ones, and syncs them at once.  (Without the thread a request
 would have to sync for the others, and when the disk stalls it would hang, and nobody
 could answer its client.)  Writes of several workers take turns by a lock on the
-directory; nobody holds it while the disk syncs, so the others write meanwhile.
+directory; it is not held while a batch is synced, so the others write meanwhile.
 """
 
 import contextlib
@@ -55,7 +56,7 @@ UNSYNCED_BYTES = 16 * 2**20
 CHUNK_BYTES = 2**16
 NEW_DAY_POLL_SECONDS = 20
 GZIP_WBITS = 31  # zlib's way to say: with gzip's header and trailer
-# Names that nobody searches for events, used by the one worker that keeps house.
+# Used by the one worker that keeps house; no search for events-*.jsonl* finds them.
 CLAIM_NAME = "events-housekeeping.claim"
 DRAFT_NAME = "events-housekeeping.draft"
 
@@ -151,8 +152,8 @@ class Store:
     def wait_for(self, batch: Batch) -> None:
         """Return when all of the batch is on disk.
 
-        Raises NotStored, at the deadline at the latest; its lines are then in no file,
-        unless the disk stalled and finished writing them afterwards.
+        Raises NotStored, at the deadline at the latest; its lines are then in no file, unless
+        the disk stalled and wrote them afterwards, or as Appender.append() says.
         """
         if not batch.done.is_set():  # most often it is: somebody else has waited for it
             self.wake_writer()
@@ -164,7 +165,7 @@ class Store:
     def wake_writer(self) -> None:
         # Not in hand_in: the writer would sync the first event before the others are there.
         with self.changed:
-            if self.writer is None:  # not before: a fork leaves threads behind
+            if self.writer is None:  # not sooner: see Housekeeper.start()
                 self.writer = threading.Thread(target=self.write_batches, daemon=True)
                 self.writer.start()
             self.changed.notify()
@@ -191,8 +192,8 @@ class Store:
         while batches := self.next_batches():
             for batch in batches:
                 self.finish(batch, writes[batch.name.partition("-")[0]])
-        events.drop()
-        refusals.drop()
+        events.close()
+        refusals.close()
 
     def next_batches(self) -> list[Batch]:
         """Wait for batches and take all of them; none when the store is closing."""
@@ -233,11 +234,11 @@ class Store:
 
     def health(self) -> dict[str, Any]:
         """Say whether an event would be stored now (`ok`), and what is known about it."""
-        # Before the first event, the directory that it will be made in.
-        paths = (self.directory.absolute(), *self.directory.absolute().parents)
-        there = next(path for path in paths if path.exists())
         free, writable = 0, False
         with contextlib.suppress(OSError):
+            # Before the first event, the directory that it will be made in.
+            paths = (self.directory.absolute(), *self.directory.absolute().parents)
+            there = next(path for path in paths if path.exists())
             free = free_bytes(there)
             writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
         # An error counts for a while only: as long as no event comes, nothing
@@ -278,30 +279,30 @@ class Appender:
         Where OSError is raised none of them is in the file, but for one case:
         the sync failed, and another worker had already appended behind them.
         """
-        with self.undone_on_error():
+        with self.all_or_nothing():
             for _ in range(3):
-                is_new = self.write(name, lines)
+                was_opened = self.write(name, lines)
                 os.fsync(self.fd)
-                if is_new:
+                if was_opened:
                     # Each worker for itself: the one that made it may have died before this.
                     sync_directory(self.directory)
                 has_name = os.fstat(self.fd).st_nlink > 0
-                self.settle()
+                self.forget_unsynced()
                 if has_name:
                     return
             raise OSError(errno.ENOENT, "deleted again and again while it was written")
 
     def append_unsynced(self, name: str, lines: bytes) -> None:
         """Append the lines up to MAX_REFUSED_BYTES; none where OSError is raised."""
-        with self.undone_on_error():
+        with self.all_or_nothing():
             self.write(name, lines, MAX_REFUSED_BYTES)
-            self.settle()
+            self.forget_unsynced()
 
     def write(self, name: str, lines: bytes, max_bytes: int = sys.maxsize) -> bool:
         """Write the lines that fit; return whether the file had to be opened."""
         with locked(self.directory):
-            is_new = self.open(name)
-            start = cut_torn_tail(self.fd, name, thorough=is_new)
+            was_opened = self.open(name)
+            start = cut_torn_tail(self.fd, name, thorough=was_opened)
             lines = lines[: lines.rfind(b"\n", 0, max(0, max_bytes - start)) + 1]
             require_room(self.directory, self.min_free_bytes + len(lines))
             fcntl.flock(self.fd, fcntl.LOCK_SH)  # until it is known whether it has a name
@@ -311,31 +312,31 @@ class Appender:
             except OSError:
                 self.take_back(start, lines)  # before anybody can append behind them
                 raise
-            return is_new
+            return was_opened
 
-    def settle(self) -> None:
+    def forget_unsynced(self) -> None:
         self.unsynced = None
         fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     @contextlib.contextmanager
-    def undone_on_error(self) -> Iterator[None]:
-        """Leave nothing of what fails; where the disk does not let us, undo it the next time."""
+    def all_or_nothing(self) -> Iterator[None]:
+        """If the block fails, take its lines back; if that fails too, before the next append."""
         if self.unsynced:
-            self.undo()
+            self.take_back_unsynced()
         try:
             yield
         except OSError:
             with contextlib.suppress(OSError):
-                self.undo()
+                self.take_back_unsynced()
             raise
 
-    def undo(self) -> None:
+    def take_back_unsynced(self) -> None:
         # A file that was moved away is its new owner's: nothing more is done to it.
         if self.unsynced and is_named(self.fd, self.directory / self.name):
             with locked(self.directory):
                 self.take_back(*self.unsynced)
         self.unsynced = None
-        self.drop()
+        self.close()
 
     def take_back(self, start: int, lines: bytes) -> None:
         """Cut off lines that were written, but not synced.  The caller holds the lock.
@@ -362,14 +363,14 @@ class Appender:
         path = self.directory / name
         if self.fd >= 0 and self.name == name and is_named(self.fd, path):
             return False
-        self.drop()
+        self.close()
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         self.fd, self.name = os.open(path, flags, FILE_MODE), name
         if os.fstat(self.fd).st_size == 0:
             os.fchmod(self.fd, FILE_MODE)  # whatever the umask is
         return True
 
-    def drop(self) -> None:
+    def close(self) -> None:
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
             os.close(fd)
@@ -513,11 +514,11 @@ class Housekeeper:
     """Repairs, compresses and deletes the files of a store's directory, each day anew."""
 
     store: Store
-    compress_after_days: int = 0
-    retention_days: int = 0
+    compress_after_days: int  # 0: never
+    retention_days: int  # 0: for ever
 
     def start(self) -> None:
-        """Keep house now and on each new day, in the background; call it after the fork."""
+        """Keep house now and each new day.  Call it after a fork, which leaves threads behind."""
         threading.Thread(target=self.keep_house_daily, daemon=True).start()
 
     def keep_house_daily(self) -> None:
@@ -543,14 +544,16 @@ class Housekeeper:
         if not directory.is_dir():
             return
         with contextlib.suppress(BlockingIOError), claimed(directory):
-            delete_litter(directory, today)
+            delete_keys(directory, today)
             files = day_files(directory)
             reference = reference_day([file.day for file in files], today)
             for file in files:
+                delete_draft(directory)  # of a run that was killed, or of a file that was left
                 try:
                     self.keep_file(file.path, (reference - file.day).days)
                 except (OSError, EOFError, zlib.error) as exc:
                     log.error("%s: left as it is until tomorrow: %s", file.path.name, exc)
+            delete_draft(directory)
 
     def keep_file(self, path: Path, age_days: int) -> None:
         if self.retention_days and age_days >= self.retention_days:
@@ -592,9 +595,12 @@ def reference_day(days: list[date], today: date) -> date:
     return min(today, newest_older + timedelta(days=1))
 
 
+KEY_NAME = re.compile(r"address-key-(\d{4}-\d\d-\d\d)(?:\.draft)?", re.ASCII)
+
+
 def is_expired_key(name: str, today: date) -> bool:
-    """Tell whether `address-key-2026-11-23` is too old.  Raises ValueError on another name."""
-    return (today - date.fromisoformat(name[12:22])).days > KEY_KEPT_DAYS
+    match = KEY_NAME.fullmatch(name)
+    return bool(match and (today - date.fromisoformat(match[1])).days > KEY_KEPT_DAYS)
 
 
 @contextlib.contextmanager
@@ -610,12 +616,14 @@ def claimed(directory: Path) -> Iterator[None]:
             os.unlink(path)
 
 
-def delete_litter(directory: Path, today: date) -> None:
-    """Delete keys whose time is over, and the draft that a killed process left."""
+def delete_draft(directory: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(directory / DRAFT_NAME)
+
+
+def delete_keys(directory: Path, today: date) -> None:
     for path in directory.glob("address-key-*"):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError):  # a 31st of February
             if is_expired_key(path.name, today):
                 os.unlink(path)
 
@@ -623,8 +631,8 @@ def delete_litter(directory: Path, today: date) -> None:
 def compress(plain: Path, min_free_bytes: int) -> None:
     """Move the lines of `plain` to the end of its .gz, which may be there already.
 
-    Both files exist between the rename and the unlink.  A run that finds them
-    so sees by the end of the .gz which lines it holds already.
+    A run that is killed between the rename and the unlink leaves both; the next one
+    sees by the end of the .gz which lines are in it already.
     """
     packed, draft = packed_path(plain), plain.with_name(DRAFT_NAME)
     with plain.open("rb") as source:
@@ -636,7 +644,8 @@ def compress(plain: Path, min_free_bytes: int) -> None:
         with locked(plain.parent):
             if os.fstat(source.fileno()).st_size != size or not is_named(source.fileno(), plain):
                 return  # somebody wrote to it: the next run takes it
-            fcntl.flock(source, fcntl.LOCK_EX | fcntl.LOCK_NB)  # or is about to find it unlinked
+            # Fails while somebody syncs it, who would find it unlinked, and write again.
+            fcntl.flock(source, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if start < size:
                 os.rename(draft, packed)
             sync_directory(plain.parent)

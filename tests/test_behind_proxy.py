@@ -256,7 +256,7 @@ class SteadyLoad(Load):
                 self.changed.notify_all()
 
 
-def test_under_steady_load_kills_and_reloads_lose_nothing_and_no_client_sees_one(
+def test_kills_and_reloads_under_steady_load_lose_nothing_and_no_answer_is_an_error(
     behind: StartFront,
 ) -> None:
     nginx = behind(Nginx, "--workers=2")

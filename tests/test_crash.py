@@ -227,7 +227,7 @@ def test_a_stop_under_load_exits_with_0_and_loses_nothing(start: Callable[..., S
     assert_each_once(acknowledged, stored_projects(server))
 
 
-def test_a_reload_under_load_loses_nothing_and_no_client_sees_an_error(
+def test_a_reload_under_load_loses_nothing_and_hardly_a_client_notices(
     start: Callable[..., Server],
 ) -> None:
     server = start(workers=2)
@@ -248,7 +248,7 @@ def has_two_new_workers(server: Server, old: set[int]) -> bool:
     return len(new) == 2 and new.isdisjoint(old)
 
 
-def test_an_upgrade_under_load_loses_nothing_and_no_client_sees_an_error(
+def test_an_upgrade_under_load_loses_nothing_and_hardly_a_client_notices(
     start: Callable[..., Server],
 ) -> None:
     server = start(workers=2)

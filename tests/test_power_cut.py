@@ -133,7 +133,7 @@ def live(steps: Steps, before: Cut, tmp_path: Path, *, cut: bool = False) -> tup
     with patch.object(storage, "os", life.disk), patch.object(storage.log, "disabled", True):
         steps(life)
         for worker in life.workers:
-            worker.drop()
+            worker.close()
     life.disk.before_change()
     assert life.disk.saw_everything()
     return wrong(life), cuts

@@ -269,7 +269,7 @@ GOOD = (
         pytest.param(b"\xff\0", False, id="no text"),
     ],
 )
-def test_a_line_that_cannot_be_read_is_skipped_and_counted(
+def test_a_line_is_counted_in_any_form_or_skipped_and_counted_as_unreadable(
     run: Callable[..., Result], data_dir: Path, line: bytes, counted: bool
 ) -> None:
     data_dir.mkdir()
