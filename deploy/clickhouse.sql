@@ -4,7 +4,7 @@
 --
 -- reads collectors/NAME/events-*.jsonl and .jsonl.gz.  On a server those paths are
 -- inside its user_files; for questions about the stored table only, leave the INSERT out.
--- Each answer has the columns of the same place in `flask report --format json`.
+-- Each answer has the numbers of the same place in `flask report --format json`; `refused` is not asked for.
 
 CREATE TABLE IF NOT EXISTS events
 (

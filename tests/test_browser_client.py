@@ -226,7 +226,9 @@ def test_a_server_that_fails_leaves_no_trace_in_the_app(
     assert errors(tab, of_the_network=not features) == []
 
 
-def test_a_mute_server_is_given_up_after_three_seconds(open_app: OpenApp) -> None:
+def test_without_fetch_later_a_mute_server_is_given_up_after_three_seconds(
+    open_app: OpenApp,
+) -> None:
     with failing_server("mute") as port:
         tab = open_app(port, BROWSERS["as in Safari"])
         wait_until_loaded(tab)

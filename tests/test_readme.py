@@ -1,4 +1,4 @@
-"""The README's examples are run, and its tables held against the code."""
+"""The README's examples are run, and its settings held against the code."""
 
 import re
 import subprocess
