@@ -30,7 +30,8 @@ import parsing
 RECEIVE_SECONDS = 9  # a client has 10: the last is for answering who waited behind it
 PEEK_BYTES = 16 * 1024  # a longer request gets a thread
 MAX_DRAINED_BYTES = 16 * 2**20  # of a body that was refused unread
-ACCEPTED_AT_ONCE = 32  # at most, or other workers would have nothing to do
+ACCEPTED_AT_ONCE = 32  # at most, or other workers would have nothing to do; but
+SLOW_ROUND_SECONDS = 0.1  # after a round that took longer all are, for the disk is slow
 
 
 class Connection(TConn):
@@ -71,9 +72,12 @@ class DeadlineWorker(ThreadWorker):
         super().__init__(*arguments)
         self.deadlines: dict[TConn, float] = {}
         self.whole: list[TConn] = []
+        self.round_seconds = 0.0
 
     def accept(self, listener: socket.socket) -> None:
-        for _ in range(min(ACCEPTED_AT_ONCE, self.worker_connections - self.nr_conns)):
+        room = self.worker_connections - self.nr_conns
+        is_slow = self.round_seconds > SLOW_ROUND_SECONDS
+        for _ in range(room if is_slow else min(room, ACCEPTED_AT_ONCE)):
             try:
                 sock, address = listener.accept()
             except OSError as exc:
@@ -106,12 +110,14 @@ class DeadlineWorker(ThreadWorker):
         super().enqueue_req(conn)
 
     def answer_whole(self) -> None:
+        began = time.monotonic()
         exchanges = [self.exchange(conn) for conn in self.whole]
         self.whole = []
         for exchange in exchanges:
             next(exchange, None)  # hands in the event
         for exchange in exchanges:
             next(exchange, None)  # waits for the disk, and answers
+        self.round_seconds = time.monotonic() - began
 
     def exchange(self, conn: TConn) -> Iterator[None]:
         """Do what handle() does in a thread, and pause before the app is asked for the body.
@@ -158,7 +164,10 @@ class DeadlineWorker(ThreadWorker):
         Unread bytes would make that a reset, which can overtake the answer.
         """
         until = time.monotonic() + RECEIVE_SECONDS
-        return conn.parser.finish_body(until, MAX_DRAINED_BYTES) and keepalive
+        try:
+            return conn.parser.finish_body(until, MAX_DRAINED_BYTES) and keepalive
+        except (OSError, errors.ParseException):  # broken, but there is an answer already
+            return False
 
     def finish_request(self, conn: TConn, future: Any) -> None:
         self.deadlines.pop(conn, None)

@@ -271,8 +271,10 @@ def parse_hostname(url: str) -> str | None:
     try:
         # WSGI hands headers over as Latin-1, whatever they were (PEP 3333).
         host = urlsplit(url.encode("latin-1").decode()).hostname or ""
+        if len(host) > MAX_HOSTNAME_CHARS:
+            return None
         if not host.isascii():
-            host = host.encode("idna").decode()
+            host = host.encode("idna").decode()  # takes longer than the text is long
     except ValueError:
         return None
     if address := parse_address(host):

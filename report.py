@@ -32,10 +32,11 @@ import click
 from flask import current_app, render_template
 from flask.cli import with_appcontext
 
-from storage import DayFile, day_files, encode, length_packed
+from storage import DayFile, day_files, encode, length_packed, packed_path
 
 ACTIVE_DAYS = (1, 7, 30)
 DEFAULT_DAYS = 30
+FIRST_DAY = date(1970, 1, 1)  # there are no files from before
 TOP = 10  # of each list, for people
 PIECE_BYTES = 2**24  # of a file, read at once
 MAX_KNOWN_PARTS = 20_000  # memory grows with the different values, not with the lines
@@ -101,13 +102,14 @@ COLUMNS = (
     Column("cli", ("packages", "projectFramework", "projectId")),
 )
 # A line as storage.py writes it, each column a group.  It cannot cut in the wrong place: inside
-# a string every quote has a backslash before it.
+# a string every quote has a backslash before it.  The bounds are for lines without what follows:
+# each would be searched for it to the end of the chunk.
 EVENT = re.compile(
     rb"""^\{"id":".{36}","received_at":".{24}","source":(?:
         "core","ip":("[^"]*+"|null),"hostname":("[^"]*+"|null),
-        ("browser":[^{]*),"payload":\{("providers":.*)\}
+        ("browser":[^{]{0,2000}),"payload":\{("providers":.*)\}
     |
-        "cli","ip":("[^"]*+"|null),"payload":\{("nodeEnv":[^[]*),("packages":.*)\}
+        "cli","ip":("[^"]*+"|null),"payload":\{("nodeEnv":[^[]{0,2000}),("packages":.*)\}
     )\}$""",
     re.MULTILINE | re.VERBOSE,
 )
@@ -171,17 +173,15 @@ def count_events(chunk: bytes, tally: Tally) -> None:
     """Count the lines of a chunk of an events file."""
     lines = chunk.count(b"\n")
     rows = EVENT.findall(chunk)
-    if len(rows) < lines:
-        rows = [row for line in chunk.split(b"\n") if any(row := cut(line))]
     counters = count_columns(rows)
-    if unreadable := {part for part, _, facts in parts_of(counters) if facts is None}:
-        rows = [row for row in rows if unreadable.isdisjoint(row)]
+    if len(rows) < lines or any(facts is None for _, facts in facts_in(counters)):
+        rows = list(filter(None, map(cut, chunk.split(b"\n"))))
         counters = count_columns(rows)
     tally.unreadable_lines += lines - len(rows)
     for column, counter in counters.items():
         if column.distinct:
             tally.distinct[column.source, column.distinct] |= counter.keys() - {b"null"}
-    for _, times, facts in parts_of(counters):
+    for times, facts in facts_in(counters):
         for place, value in facts.events if facts else ():
             tally.events[place][value] += times
         for place, value in facts.distinct if facts else ():
@@ -189,18 +189,28 @@ def count_events(chunk: bytes, tally: Tally) -> None:
 
 
 def cut(line: bytes) -> Row:
-    """Return the columns of a record, whatever its form is; none where it is no record."""
-    if match := EVENT.fullmatch(line):
-        return match.groups(b"")
+    """Return the columns of a record, whatever its form is; none where it cannot be read."""
+    match = EVENT.fullmatch(line)
+    row = match.groups(b"") if match else ()
+    return row if is_readable(row) else cut_json(line)
+
+
+def cut_json(line: bytes) -> Row:
     try:
         record = json.loads(line)
         values = record | record["payload"]
-        return tuple(
+        row = tuple(
             column_text(column, values) if column.source == record["source"] else b""
             for column in COLUMNS
         )
     except (ValueError, RecursionError, KeyError, TypeError):
         return ()
+    return row if is_readable(row) else ()
+
+
+def is_readable(row: Row) -> bool:
+    parts = [(column, text) for column, text in zip(COLUMNS, row, strict=False) if text]
+    return bool(parts) and all(column.distinct or read_part(column, text) for column, text in parts)
 
 
 def column_text(column: Column, values: dict[str, Any]) -> bytes:
@@ -215,12 +225,12 @@ def count_columns(rows: list[Row]) -> dict[Column, Counter[bytes]]:
     return {column: Counter(filter(None, values)) for column, values in columns}
 
 
-def parts_of(counters: dict[Column, Counter[bytes]]) -> Iterator[tuple[bytes, int, Facts | None]]:
-    """Yield each different part, how often it is there, and what it tells."""
+def facts_in(counters: dict[Column, Counter[bytes]]) -> Iterator[tuple[int, Facts | None]]:
+    """Yield what each different part tells, and how often it is there."""
     for column, counter in counters.items():
         if not column.distinct:
             for part, times in counter.items():
-                yield part, times, read_part(column, part)
+                yield times, read_part(column, part)
 
 
 def count_refusals(chunk: bytes, tally: Tally) -> None:
@@ -256,14 +266,16 @@ class Result(NamedTuple):
     error: str | None
 
 
-def split(file: DayFile) -> list[Piece]:
-    size, start = file.path.stat().st_size, 0
-    if is_packed(file):
-        return [Piece(file, 0, size)]
-    with contextlib.suppress(OSError, EOFError, zlib.error):  # a damaged .gz is an error of its own
-        start = length_packed(file.path)  # lines that a killed housekeeper left in both files
-    starts = range(start, size, PIECE_BYTES) or [start]
-    return [Piece(file, at, min(at + PIECE_BYTES, size)) for at in starts]
+def split(file: DayFile, files: list[DayFile]) -> list[Piece]:
+    """Cut one of the files into pieces: one of no length, where it cannot be looked at."""
+    size = start = 0
+    with contextlib.suppress(OSError, EOFError, zlib.error):  # who reads it will say so
+        size = file.path.stat().st_size
+        if any(other.path == packed_path(file.path) for other in files):
+            start = length_packed(file.path)  # what a killed housekeeper left in both files
+    step = size if is_packed(file) else PIECE_BYTES
+    starts = range(start, size, step or 1) or [start]
+    return [Piece(file, at, min(at + step, size)) for at in starts]
 
 
 def is_packed(file: DayFile) -> bool:
@@ -302,7 +314,7 @@ def unpacked_lines(piece: Piece) -> Iterator[bytes]:
                 blocks.append(block)
                 if sum(map(len, blocks)) >= PIECE_BYTES:
                     blocks.append(file.readline())
-                    yield b"".join(blocks)
+                    yield whole_lines(b"".join(blocks))
                     blocks.clear()
     except (OSError, EOFError, zlib.error):
         yield whole_lines(b"".join(blocks))
@@ -353,7 +365,8 @@ def make_report(
     """
     first = min(since, until - timedelta(days=max(ACTIVE_DAYS) - 1))
     files = sorted(file for directory in directories for file in day_files(directory))
-    pieces = [piece for file in files if first <= file.day <= until for piece in split(file)]
+    files = [file for file in files if first <= file.day <= until]
+    pieces = [piece for file in files for piece in split(file, files)]
     total, days, errors = Tally(), {}, list[str]()
     windows = {length: Tally() for length in ACTIVE_DAYS}
     for day, tally in tally_days(pieces, errors):
@@ -488,10 +501,15 @@ class BadOption(click.ClickException):
 
 
 def parse_day(context: click.Context, option: click.Parameter, value: str | None) -> date | None:
+    if value is None:
+        return None
     try:
-        return date.fromisoformat(value) if value else None
-    except ValueError as exc:
-        raise BadOption(f"--{option.name} {value!r}: want a date such as 2026-11-23") from exc
+        day = date.fromisoformat(value)
+    except ValueError:
+        day = date.min
+    if day < FIRST_DAY:
+        raise BadOption(f"--{option.name} {value!r}: want a date such as 2026-11-23")
+    return day
 
 
 @click.command("report")
@@ -529,7 +547,10 @@ def report_command(
     else:
         text = render(style, report, max(80, shutil.get_terminal_size().columns))
     if output:
-        output.write_text(click.unstyle(f"{text}\n"), encoding="utf-8")
+        try:
+            output.write_text(click.unstyle(f"{text}\n"), encoding="utf-8")
+        except OSError as exc:
+            raise click.ClickException(f"--output {output}: {exc.strerror}") from exc
     else:
         click.echo(text, color=False if os.environ.get("NO_COLOR") else None)
     for error in errors:

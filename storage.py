@@ -89,10 +89,30 @@ class Batch:
     """
 
     name: str
-    deadline: float  # of who waits for it, on time.monotonic()'s clock
+    deadline: float | None = None  # of all who wait for it, on time.monotonic()'s clock
     lines: bytearray = field(default_factory=bytearray)
     error: Exception | None = None
     done: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass
+class Trouble:
+    """What keeps lines of one kind from the disk: logged when it begins, and when it is over."""
+
+    kind: str
+    is_there: bool = False
+    last_error: str | None = None
+    last_error_at: datetime | None = None
+
+    def note(self, error: str, now: datetime) -> None:
+        if not self.is_there:
+            log.error("%s are not being stored: %s", self.kind, error)
+        self.is_there, self.last_error, self.last_error_at = True, error, now
+
+    def end(self) -> None:
+        if self.is_there:
+            log.warning("%s are being stored again, after: %s", self.kind, self.last_error)
+        self.is_there = False
 
 
 @dataclass(eq=False)
@@ -111,9 +131,8 @@ class Store:
         self.write_began: float | None = None
         self.writer: threading.Thread | None = None
         self.closing = threading.Event()
-        self.failing = False
-        self.last_error: str | None = None
-        self.last_error_at: datetime | None = None
+        self.trouble = Trouble("events")
+        self.trouble_with_refusals = Trouble("refusals")
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Store one event; it is on disk when this returns.  Raises NotStored."""
@@ -144,10 +163,9 @@ class Store:
             waiting_bytes = sum(len(batch.lines) for batch in self.waiting.values())
             if waiting_bytes + len(line) > MAX_WAITING_BYTES or self.is_stalled():
                 raise NotStored(f"{name}: the disk does not keep up")
-            if name not in self.waiting:
-                self.waiting[name] = Batch(name, time.monotonic() + MAX_WAIT_SECONDS)
-            self.waiting[name].lines += line
-            return self.waiting[name]
+            batch = self.waiting.setdefault(name, Batch(name))
+            batch.lines += line
+            return batch
 
     def wait_for(self, batch: Batch) -> None:
         """Return when all of the batch is on disk.
@@ -157,6 +175,7 @@ class Store:
         """
         if not batch.done.is_set():  # most often it is: somebody else has waited for it
             self.wake_writer()
+            batch.deadline = batch.deadline or time.monotonic() + MAX_WAIT_SECONDS
             if not batch.done.wait(max(0.0, batch.deadline - time.monotonic())):
                 self.give_up(batch)
         if batch.error:
@@ -166,13 +185,17 @@ class Store:
         # Not in hand_in: the writer would sync the first event before the others are there.
         with self.changed:
             if self.writer is None:  # not sooner: see Housekeeper.start()
-                self.writer = threading.Thread(target=self.write_batches, daemon=True)
-                self.writer.start()
+                writer = threading.Thread(target=self.write_batches, daemon=True)
+                try:
+                    writer.start()
+                except RuntimeError as exc:
+                    raise NotStored(f"no thread to write with: {exc}") from exc
+                self.writer = writer
             self.changed.notify()
 
     def give_up(self, batch: Batch) -> None:
         batch.error = TimeoutError(f"no answer from the disk for {MAX_WAIT_SECONDS} seconds")
-        self.note_failure(f"{batch.name}: {batch.error}")
+        self.trouble.note(f"{batch.name}: {batch.error}", self.clock())
         with self.changed:
             if self.waiting.get(batch.name) is batch:
                 del self.waiting[batch.name]
@@ -205,13 +228,15 @@ class Store:
             return [waiting[name] for name in sorted(waiting)]  # refusals last: nobody waits
 
     def finish(self, batch: Batch, write: Callable[[str, bytes], None]) -> None:
+        is_refusal = batch.name.startswith("refused-")
+        trouble = self.trouble_with_refusals if is_refusal else self.trouble
         try:
             write(batch.name, bytes(batch.lines))
         except Exception as exc:  # whatever it is: a writer that ends would stop the server
-            self.note_failure(f"{batch.name}: {exc}")
+            trouble.note(f"{batch.name}: {exc}", self.clock())
             batch.error = exc
         else:
-            self.note_success()
+            trouble.end()
         batch.done.set()
 
     def find_address_key(self, name: str, _: bytes) -> None:
@@ -221,16 +246,6 @@ class Store:
         for name in list(self.address_keys):
             if is_expired_key(name, today):
                 del self.address_keys[name]
-
-    def note_failure(self, error: str) -> None:
-        if not self.failing:  # once, not for each request
-            log.error("events are not being stored: %s", error)
-        self.failing, self.last_error, self.last_error_at = True, error, self.clock()
-
-    def note_success(self) -> None:
-        if self.failing:
-            log.warning("events are being stored again; the last error was: %s", self.last_error)
-        self.failing = False
 
     def health(self) -> dict[str, Any]:
         """Say whether an event would be stored now (`ok`), and what is known about it."""
@@ -244,14 +259,15 @@ class Store:
         # An error counts for a while only: as long as no event comes, nothing
         # else would show that its cause is gone.
         recent = self.clock() - timedelta(seconds=DISTRUST_SECONDS)
-        failed = self.failing and self.last_error_at and self.last_error_at > recent
+        last_error_at = self.trouble.last_error_at
+        failed = self.trouble.is_there and last_error_at and last_error_at > recent
         has_room = free >= self.min_free_bytes
         return {
             "ok": writable and has_room and not failed and not self.is_stalled(),
             "writable": writable,
             "free_mb": free // 2**20,
-            "last_error": self.last_error,
-            "last_error_at": self.last_error_at and timestamp(self.last_error_at),
+            "last_error": self.trouble.last_error,
+            "last_error_at": last_error_at and timestamp(last_error_at),
         }
 
     def close(self) -> None:
@@ -562,7 +578,8 @@ class Housekeeper:
             log.info("%s: deleted, %d days old", path.name, age_days)
         elif path.suffix != ".gz":
             with locked(path.parent), opened(path, os.O_RDWR | os.O_NOFOLLOW) as fd:
-                cut_torn_tail(fd, path.name, thorough=True)
+                # What is older than yesterday's was synced long ago.
+                cut_torn_tail(fd, path.name, thorough=age_days <= 1)
             if self.compress_after_days and age_days >= self.compress_after_days:
                 compress(path, self.store.min_free_bytes)
 
@@ -667,7 +684,7 @@ def pack(packed: Path, source: BinaryIO, start: int, end: int) -> Iterator[bytes
 def length_packed(plain: Path) -> int:
     """Return how many bytes of `plain`, from its start, are at the end of its .gz already.
 
-    Raises OSError, EOFError or zlib.error where the .gz is damaged.
+    Raises OSError, EOFError or zlib.error where the .gz is damaged, or ends in a torn line.
     """
     if not packed_path(plain).exists():
         return 0
@@ -681,6 +698,8 @@ def length_packed(plain: Path) -> int:
                 length = source.seek(len(first))
             else:
                 length = 0
+            if not line.endswith(b"\n"):
+                raise OSError(errno.EINVAL, f"{lines.name} ends in a torn line")
     return length
 
 

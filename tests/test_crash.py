@@ -415,6 +415,24 @@ def test_a_frozen_disk_delays_nobody_of_forty_that_come_at_once(
     wait_until(lambda: server.send_cli().status == 204)
 
 
+def test_a_slow_disk_delays_nobody_of_400_that_come_at_once(serve: Callable[..., Server]) -> None:
+    """Slow is not stalled: nobody is turned away, so all must share a few syncs."""
+    server = serve("--pythonpath=tests", "--env=FSYNC_SECONDS=0.4", "slow_disk:app")
+    assert server.send_cli().status == 204
+    content = request("POST", "/cli", [("Connection", "close")], json.dumps(CLI).encode())
+    connections = [server.connect() for _ in range(400)]
+    began = time.monotonic()
+    for connection in connections:
+        connection.sendall(content)
+    statuses = [read_answer(connection).status for connection in connections]
+    seconds = time.monotonic() - began
+    for connection in connections:
+        connection.close()
+
+    assert statuses == [204] * 400
+    assert seconds < ANSWERED_WITHIN_SECONDS + NOISE_SECONDS
+
+
 def test_a_frozen_disk_with_no_data_directory_yet_delays_no_answer_either(
     ext4: Disk, serve: Callable[..., Server]
 ) -> None:

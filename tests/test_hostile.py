@@ -219,6 +219,7 @@ def test_more_silent_connections_than_a_worker_takes_hold_up_nobody(
 ) -> None:
     """The kernel keeps them: they are not the worker's until they say something."""
     server = serve("--worker-connections=20")
+    assert server.send_cli().status == 204  # it has told the kernel by then
     connections = connect_many(server, b"")
 
     assert answered_in(server) < 3
@@ -390,6 +391,18 @@ def test_the_answer_to_a_body_that_is_not_read_is_not_lost_in_a_reset(
     answers = [server.send("POST", "/cli", [CLOSE], b" " * size) for _ in range(20)]
 
     assert [answer.status for answer in answers] == [413] * 20
+
+
+@pytest.mark.parametrize(("path", "status"), [("/nope", 404), ("/healthz", 405), ("/cli", 400)])
+def test_a_broken_body_that_nobody_reads_has_one_answer(
+    server: Server, path: str, status: int
+) -> None:
+    with server.connect() as sock:
+        sock.sendall(request("POST", path, [TRANSFER_CHUNKED], b"zz\r\n"))
+        answers = b"".join(iter(lambda: sock.recv(2**16), b""))
+
+    assert answers.count(b"HTTP/1.1 ") == 1
+    assert answers.startswith(b"HTTP/1.1 %d" % status)
 
 
 def test_clients_that_never_read_hold_up_nobody(server: Server) -> None:

@@ -1,6 +1,7 @@
 """Payloads, addresses, host names and user agents, one table for each rule."""
 
 import json
+import time
 from base64 import b64encode
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -355,6 +356,18 @@ def test_a_hostname_is_a_valid_one_or_none(url: str, hostname: str | None) -> No
     on_the_wire = url.encode().decode("latin-1")
 
     assert parsing.parse_hostname(on_the_wire) == hostname
+
+
+def test_an_endless_hostname_costs_less_than_one_of_253_characters() -> None:
+    """To write it in ASCII takes time that grows with the square of its length."""
+
+    def seconds(length: int) -> float:
+        hostname = "".join(chr(0x4E00 + n) for n in range(length)).encode().decode("latin-1")
+        began = time.process_time()
+        assert parsing.parse_hostname(f"http://{hostname}") is None
+        return time.process_time() - began
+
+    assert seconds(2600) < seconds(253)
 
 
 CHROME = "AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36"

@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import random
+import time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable
@@ -256,6 +257,9 @@ GOOD = (
         pytest.param(json.dumps(json.loads(GOOD)).encode(), True, id="with spaces"),
         pytest.param(json.dumps(json.loads(GOOD), sort_keys=True).encode(), True, id="sorted"),
         pytest.param(GOOD.replace(b"v20", rb"\",\"os\":\\"), True, id="with quotes in a string"),
+        pytest.param(GOOD[:-2] + b',"more":1}}', True, id="with one more field"),
+        pytest.param(GOOD[:-1] + b',"more":{}}', True, id="with an object behind"),
+        pytest.param(GOOD.replace(b"v20", b"v" * 9999), True, id="with a text that is too long"),
         pytest.param(GOOD.replace(b'"cli"', b'"else"'), False, id="of another source"),
         pytest.param(GOOD.replace(b'"cli"', b'"core"'), False, id="a payload of another source"),
         pytest.param(GOOD.replace(b'"v20"', b"[]"), False, id="a list for a text"),
@@ -280,10 +284,16 @@ def test_a_line_is_counted_in_any_form_or_skipped_and_counted_as_unreadable(
     assert found["active"]["1"]["cli"]["addresses"] == 1
 
 
+@pytest.mark.parametrize("piece_bytes", [1, report.PIECE_BYTES])
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
 def test_a_last_line_without_its_newline_is_no_line(
-    run: Callable[..., Result], data_dir: Path, packed: bool
+    run: Callable[..., Result],
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    packed: bool,
+    piece_bytes: int,
 ) -> None:
+    monkeypatch.setattr(report, "PIECE_BYTES", piece_bytes)
     data_dir.mkdir()
     path = data_dir / f"events-2026-11-23.jsonl{'.gz' if packed else ''}"
     lines = GOOD + b"\n" + GOOD
@@ -321,6 +331,44 @@ def test_a_line_at_the_edge_of_a_piece_is_counted_once(
     assert json.loads(run("--format=json").stdout)["events"]["cli"] == 5
 
 
+def test_a_gz_that_came_after_the_files_were_listed_takes_nothing_from_the_plain_one(
+    data_dir: Path,
+) -> None:
+    data_dir.mkdir()
+    plain = data_dir / "events-2026-11-23.jsonl"
+    plain.write_bytes(GOOD + b"\n")
+    (file,) = report.day_files(data_dir)
+    plain.with_name(f"{plain.name}.gz").write_bytes(gzip.compress(plain.read_bytes()))
+
+    assert report.split(file, [file]) == [report.Piece(file, 0, len(GOOD) + 1)]
+
+
+def test_a_file_that_is_gone_is_named_and_the_others_are_counted(
+    run: Callable[..., Result], data_dir: Path
+) -> None:
+    data_dir.mkdir()
+    (data_dir / "events-2026-11-22.jsonl").symlink_to("nowhere")
+    (data_dir / "events-2026-11-23.jsonl").write_bytes(GOOD + b"\n")
+    result = run("--format=json")
+
+    assert result.exit_code == 1
+    assert "events-2026-11-22.jsonl: " in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert json.loads(result.stdout)["events"]["cli"] == 1
+
+
+def test_lines_without_what_is_searched_for_take_no_time_that_grows_with_their_number() -> None:
+    """A hundred times as long as good ones is much, and a search to the end is far more."""
+
+    def seconds(line: bytes) -> float:
+        chunk, tally = (line + b"\n") * 4000, report.Tally()
+        began = time.process_time()
+        report.count_events(chunk, tally)
+        return time.process_time() - began
+
+    assert seconds(GOOD.replace(b'"packages":[],', b"")) < 100 * seconds(GOOD)
+
+
 def test_a_gzip_cut_short_is_named_and_counted_as_far_as_it_goes(
     run: Callable[..., Result], data_dir: Path
 ) -> None:
@@ -340,6 +388,7 @@ def test_a_gzip_cut_short_is_named_and_counted_as_far_as_it_goes(
     [
         (["--since=yesterday"], 2, "--since 'yesterday': want a date such as 2026-11-23"),
         (["--until=2026-02-30"], 2, "--until '2026-02-30': want a date such as 2026-11-23"),
+        (["--until=0001-01-05"], 2, "--until '0001-01-05': want a date such as 2026-11-23"),
         (["--since=2026-11-24"], 2, "--since 2026-11-24: want a day not after the last one"),
         ([], 1, "No such file or directory; TELEMETRY_DATA_DIR says where the files are"),
     ],
@@ -352,6 +401,17 @@ def test_an_error_is_one_clear_line(
     assert result.exit_code == status
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_output_that_cannot_be_written_is_one_clear_line(
+    run: Callable[..., Result], data_dir: Path
+) -> None:
+    data_dir.mkdir()
+    (data_dir / "events-2026-11-23.jsonl").write_bytes(GOOD + b"\n")
+    result = run("--output=/nonexistent/report")
+
+    assert result.exit_code == 1
+    assert result.stderr == "Error: --output /nonexistent/report: No such file or directory\n"
 
 
 @pytest.mark.parametrize("style", ["text", "json", "html"])

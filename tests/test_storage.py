@@ -432,6 +432,21 @@ def test_housekeeping_cuts_torn_tails_of_files_nobody_writes_to(
     assert {path.read_bytes() for path in data_dir.iterdir()} == {line(1)}
 
 
+def test_in_files_older_than_yesterdays_only_the_end_is_torn(
+    make_keeper: Callable[..., Housekeeper], data_dir: Path
+) -> None:
+    """What an editor or a bad disk did to one of their lines is not taken for a power cut."""
+    write_days(data_dir, 3)
+    content = line(1) + b"\0\n" + line(2)
+    names = [f"events-2026-11-{day}.jsonl" for day in (21, 22, 23)]
+    for name in names:
+        (data_dir / name).write_bytes(content + b"torn")
+    make_keeper().keep_house(TODAY)
+
+    kept = [(data_dir / name).read_bytes() for name in names]
+    assert kept == [content, line(1), line(1)]
+
+
 # Admins' hands.
 
 
@@ -677,10 +692,22 @@ def test_what_is_handed_in_before_the_first_is_waited_for_is_one_batch(
     assert [name for name, _ in disk.calls].count("write") == 1
 
 
-def test_the_time_to_wait_begins_when_the_event_is_handed_in(
+def test_the_time_to_wait_begins_when_somebody_waits(
+    store: Store, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when the event is handed in: until then the writer is not called."""
+    now = [0.0]
+    monkeypatch.setattr(storage.time, "monotonic", lambda: now[0])
+    batch = store.submit(EVENT)
+    now[0] = 1000.0
+    store.wait_for(batch)
+
+    assert (data_dir / NAME).read_bytes().count(b"\n") == 1
+
+
+def test_the_events_of_a_stalled_batch_are_not_waited_for_one_after_the_other(
     stall: Stall, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a hundred events of one stalled batch are not waited for one after the other."""
     monkeypatch.setattr(storage, "STALLED_AFTER_SECONDS", 60)
     batches = [store.submit(EVENT) for _ in range(100)]
     began = time.monotonic()
@@ -708,7 +735,7 @@ def test_trouble_is_logged_once_and_again_when_it_is_over(
     said = [record.getMessage() for record in caplog.records]
     assert [message.split(":")[0] for message in said] == [
         "events are not being stored",
-        "events are being stored again; the last error was",
+        "events are being stored again, after",
     ]
     assert "No space left on device" in said[0]
     assert NAME in said[0]
@@ -727,6 +754,52 @@ def test_health_tells_the_last_error_and_trusts_the_disk_again_after_a_while(
     assert (health["ok"], health["last_error_at"]) == (False, "2026-11-23T12:00:00.000Z")
     assert "Input/output error" in health["last_error"]
     now[0] += timedelta(minutes=1)
+    assert store.health()["ok"] is True
+
+
+def test_health_is_of_events_whatever_becomes_of_refusals(
+    store: Store, data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (data_dir / f"refused-{DAY}.jsonl").mkdir(parents=True)
+    store.append(EVENT)
+    store.note_refusal(EVENT)
+    store.append(EVENT)
+    store.note_refusal(EVENT)
+    store.append(EVENT)
+
+    assert store.health()["ok"] is True
+    assert [record.getMessage()[:29] for record in caplog.records] == [
+        "refusals are not being stored"
+    ]
+
+
+def test_a_refusal_that_is_stored_says_nothing_of_events_that_are_not(
+    store: Store, data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (data_dir / NAME).mkdir(parents=True)
+    for _ in range(3):
+        with pytest.raises(NotStored):
+            store.append(EVENT)
+        store.note_refusal(EVENT)
+    store.close()
+
+    assert (data_dir / f"refused-{DAY}.jsonl").read_bytes().count(b"\n") == 3
+    assert store.health()["ok"] is False
+    assert len(caplog.records) == 1
+
+
+def test_without_room_for_a_thread_an_event_is_not_stored_and_the_next_one_is(
+    store: Store, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(NotStored, match="can't start new thread"):
+            store.append(EVENT)
+    store.append(EVENT)
+
     assert store.health()["ok"] is True
 
 
@@ -981,6 +1054,20 @@ def test_a_damaged_gz_is_left_alone_and_the_others_are_done(
     assert plain.with_suffix(".jsonl.gz").read_bytes() == damaged
     assert (data_dir / "events-2026-11-22.jsonl.gz").exists()
     assert "events-2026-11-21.jsonl: left as it is" in caplog.text
+
+
+def test_a_gz_that_ends_in_a_torn_line_swallows_no_other(
+    make_keeper: Callable[..., Housekeeper], data_dir: Path
+) -> None:
+    """As when an admin compresses a live file."""
+    content = write_days(data_dir, 2)
+    plain = data_dir / "events-2026-11-22.jsonl"
+    torn = gzip.compress(line(1) + b'{"torn')
+    plain.with_suffix(".jsonl.gz").write_bytes(torn)
+    make_keeper(compress_after_days=1).keep_house(TODAY)
+
+    assert plain.read_bytes() == content[plain.name]
+    assert plain.with_suffix(".jsonl.gz").read_bytes() == torn
 
 
 def test_a_draft_that_found_no_room_does_not_take_up_what_there_is(
