@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import lru_cache
 from itertools import accumulate, groupby
+from multiprocessing.pool import IMapIterator
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ DEFAULT_DAYS = 30
 FIRST_DAY = date(1970, 1, 1)  # there are no files from before
 TOP = 10  # of each list, for people
 PIECE_BYTES = 2**24  # of a file, read at once
+READER_POLL_SECONDS = 1
 MAX_KNOWN_PARTS = 20_000  # memory grows with the different values, not with the lines
 
 # What is counted by its different values.
@@ -336,7 +338,20 @@ def read_all(pieces: list[Piece]) -> Iterator[Result]:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     with multiprocessing.get_context("fork").Pool(os.cpu_count(), gc.disable) as pool:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        yield from pool.imap(read_piece, pieces)
+        readers = set(multiprocessing.active_children())
+        results = pool.imap(read_piece, pieces)
+        for _ in pieces:
+            while (result := next_result(results)) is None:
+                if set(multiprocessing.active_children()) != readers:
+                    raise click.ClickException("a reading process was killed (out of memory?)")
+            yield result
+
+
+def next_result(results: "IMapIterator[Result]") -> Result | None:
+    try:
+        return results.next(READER_POLL_SECONDS)
+    except multiprocessing.TimeoutError:
+        return None
 
 
 def tally_days(pieces: list[Piece], errors: list[str]) -> Iterator[tuple[date, Tally]]:

@@ -22,7 +22,7 @@ from flask import Flask
 
 from chromium import Chromium, Tab
 from report import chart_top, fit, label, sparkline
-from server import PATIENCE_SECONDS, ROOT
+from server import PATIENCE_SECONDS, ROOT, children
 from test_report import GOOD, send_a_week
 
 FLASK = Path(sys.executable).with_name("flask")
@@ -481,3 +481,20 @@ def test_ctrl_c_ends_it_with_one_line(data_dir: Path, size: int) -> None:
         out, err = process.communicate(timeout=PATIENCE_SECONDS)
 
     assert (process.returncode, out, err.split(b"\n")) == (1, b"", [b"", b"Aborted!", b""])
+
+
+@pytest.mark.slow
+def test_a_reading_process_that_is_killed_ends_it_with_one_line(data_dir: Path) -> None:
+    """As the kernel does when memory runs out: what it read would be waited for for ever."""
+    data_dir.mkdir()
+    line = GOOD + b"\n"
+    (data_dir / "events-2026-11-22.jsonl").write_bytes(line * (2**24 // len(line) + 1))
+    os.mkfifo(data_dir / "events-2026-11-23.jsonl.gz")
+    process = start_report(data_dir, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with (data_dir / "events-2026-11-23.jsonl.gz").open("wb", buffering=0):
+        for reader in children(process.pid):
+            os.kill(reader, signal.SIGKILL)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+
+    assert (process.returncode, out) == (1, b"")
+    assert err == b"Error: a reading process was killed (out of memory?)\n"
