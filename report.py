@@ -193,11 +193,8 @@ def count_events(chunk: bytes, tally: Tally) -> None:
 def cut(line: bytes) -> Row:
     """Return the columns of a record, whatever its form is; none where it cannot be read."""
     match = EVENT.fullmatch(line)
-    row = match.groups(b"") if match else ()
-    return row if is_readable(row) else cut_json(line)
-
-
-def cut_json(line: bytes) -> Row:
+    if match and is_readable(row := match.groups(b"")):
+        return row
     try:
         record = json.loads(line)
         values = record | record["payload"]

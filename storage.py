@@ -186,11 +186,11 @@ class Store:
         with self.changed:
             if self.writer is None:  # not sooner: see Housekeeper.start()
                 writer = threading.Thread(target=self.write_batches, daemon=True)
-                try:
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # no room for a thread: the next may find it
                     writer.start()
-                except RuntimeError as exc:
-                    raise NotStored(f"no thread to write with: {exc}") from exc
-                self.writer = writer
+                    self.writer = writer
             self.changed.notify()
 
     def give_up(self, batch: Batch) -> None:
