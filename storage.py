@@ -186,9 +186,7 @@ class Store:
         with self.changed:
             if self.writer is None:  # not sooner: see Housekeeper.start()
                 writer = threading.Thread(target=self.write_batches, daemon=True)
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # no room for a thread: the next may find it
+                with contextlib.suppress(RuntimeError):  # no room for it: try the next time
                     writer.start()
                     self.writer = writer
             self.changed.notify()
