@@ -4,18 +4,18 @@ flask report    what was collected
 gunicorn        serve (gunicorn.conf.py names this module)
 """
 
-import ipaddress
+import contextlib
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
-from wsgiref.types import StartResponse, WSGIEnvironment
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Blueprint, Flask, Response, current_app, render_template, request
 from gunicorn.http.errors import ParseException
@@ -57,14 +57,16 @@ class Settings:
 
 
 def directory(value: str) -> Path:
-    if not value:
-        raise ValueError("a directory")
-    return Path(value)
+    path = Path(value)
+    with contextlib.suppress(OSError):  # it may be allowed by the time it is made
+        if not value or any(there.is_file() for there in (path, *path.parents)):
+            raise ValueError("a directory")
+    return path
 
 
 def networks(value: str) -> tuple[parsing.Network, ...]:
     try:
-        return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if value)
+        return tuple(parsing.parse_network(part.strip()) for part in value.split(",") if value)
     except ValueError as exc:
         raise ValueError(f"addresses and networks, separated by commas ({exc})") from exc
 
@@ -140,12 +142,23 @@ def create_app(settings: Settings | None = None, clock: Callable[[], datetime] =
     keeper = Housekeeper(store, settings.compress_after_days, settings.retention_days)
     app.extensions["collector"] = Collector(settings, store, keeper)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.wsgi_app = ignore_host(app.wsgi_app)  # type: ignore[method-assign, assignment]
     app.register_blueprint(bp)
     app.register_error_handler(Rejected, refuse)
     app.register_error_handler(NotStored, try_again)
     app.register_error_handler(HTTPException, explain)
     app.cli.add_command(report_command)
     return app
+
+
+def ignore_host(wsgi_app: WSGIApplication) -> WSGIApplication:
+    """Let a request be answered whatever its Host is: Werkzeug refuses what is no host name."""
+
+    def call(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        environ["HTTP_HOST"] = "localhost"
+        return wsgi_app(environ, start_response)
+
+    return call
 
 
 def answer(
@@ -261,7 +274,8 @@ def collect(
 
 def has_opted_out(environ: WSGIEnvironment) -> bool:
     """Global Privacy Control (w3c.github.io/gpc) or its forerunner, Do Not Track."""
-    return environ.get("HTTP_SEC_GPC") == "1" or environ.get("HTTP_DNT") == "1"
+    sent = f"{environ.get('HTTP_SEC_GPC', '')},{environ.get('HTTP_DNT', '')}"
+    return "1" in [value.strip() for value in sent.split(",")]
 
 
 def client_hostname(environ: WSGIEnvironment) -> str | None:
@@ -304,8 +318,9 @@ def read_body() -> bytes:
     body that ends early for a whole one, in silence both times.
     """
     environ = request.environ
-    codings = environ.get("HTTP_CONTENT_ENCODING", ""), environ.get("HTTP_TRANSFER_ENCODING", "")
-    if any(coding and coding.lower() not in ("identity", "chunked") for coding in codings):
+    content_coding = environ.get("HTTP_CONTENT_ENCODING", "").lower()
+    transfer_coding = environ.get("HTTP_TRANSFER_ENCODING", "").lower()
+    if content_coding not in ("", "identity") or transfer_coding not in ("", "identity", "chunked"):
         raise Rejected("body: want it as it is, got it encoded.", status=415)
     length = int(environ.get("CONTENT_LENGTH") or 0)  # 0, too, where the body is chunked
     if length <= MAX_BODY_BYTES:
@@ -332,6 +347,13 @@ def page() -> Response:
     return answer(200, html, "text/html")
 
 
+DETAILS = {
+    404: "There is no such route.",
+    405: "The route does not take this method.",
+    500: "The server has an error of its own.",
+}
+
+
 def refuse(exc: Rejected) -> Response:
     note = {
         "received_at": timestamp(collector().store.clock()),
@@ -352,7 +374,8 @@ def try_again(_: NotStored) -> Response:
 
 def explain(exc: HTTPException) -> Response:
     """Turn Flask's own answers (404, 405, 500) into problem documents."""
-    response = problem(exc.code or 500, exc.description or "")
+    status = exc.code or 500
+    response = problem(status, DETAILS.get(status, f"{exc.name}."))
     if allowed := getattr(exc, "valid_methods", None):
         response.headers["Allow"] = ", ".join(sorted(allowed))
     return response

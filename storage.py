@@ -163,9 +163,10 @@ class Store:
             waiting_bytes = sum(len(batch.lines) for batch in self.waiting.values())
             if waiting_bytes + len(line) > MAX_WAITING_BYTES or self.is_stalled():
                 raise NotStored(f"{name}: the disk does not keep up")
-            batch = self.waiting.setdefault(name, Batch(name))
-            batch.lines += line
-            return batch
+            if name not in self.waiting:
+                self.waiting[name] = Batch(name)
+            self.waiting[name].lines += line
+            return self.waiting[name]
 
     def wait_for(self, batch: Batch) -> None:
         """Return when all of the batch is on disk.
@@ -562,12 +563,12 @@ class Housekeeper:
             files = day_files(directory)
             reference = reference_day([file.day for file in files], today)
             for file in files:
-                delete_draft(directory)  # of a run that was killed, or of a file that was left
                 try:
                     self.keep_file(file.path, (reference - file.day).days)
                 except (OSError, EOFError, zlib.error) as exc:
                     log.error("%s: left as it is until tomorrow: %s", file.path.name, exc)
-            delete_draft(directory)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(directory / DRAFT_NAME)  # of this file, or of a run that was killed
 
     def keep_file(self, path: Path, age_days: int) -> None:
         if self.retention_days and age_days >= self.retention_days:
@@ -629,11 +630,6 @@ def claimed(directory: Path) -> Iterator[None]:
         yield
         with locked(directory):
             os.unlink(path)
-
-
-def delete_draft(directory: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(directory / DRAFT_NAME)
 
 
 def delete_keys(directory: Path, today: date) -> None:

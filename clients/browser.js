@@ -18,24 +18,32 @@ let called = false; // once for each page load: a module is loaded once
  * @param {object} options.payload What to send; anything that JSON can hold.
  * @param {boolean} [options.disableTelemetry] The opt-out that the app offers.
  */
-export function sendTelemetry({ url, payload, disableTelemetry }) {
-  if (called || typeof document === "undefined") return; // the latter: rendered on a server
-  called = true;
-  if (disableTelemetry || navigator.globalPrivacyControl || navigator.doNotTrack === "1") return;
+export function sendTelemetry(options) {
+  try {
+    if (called || typeof document === "undefined") return; // the latter: rendered on a server
+    called = true;
+    const { url, payload, disableTelemetry } = options;
+    if (disableTelemetry || navigator.globalPrivacyControl || navigator.doNotTrack === "1") return;
+    const send = once(() => post(url, encode(payload)));
+    addEventListener("pagehide", send);
+    if (document.readyState === "complete") whenIdle(send);
+    else addEventListener("load", () => whenIdle(send));
+  } catch {
+    // What has a document but no more is no browser.
+  }
+}
 
-  let sent = false;
-  const send = () => {
-    if (sent) return;
-    sent = true;
+function once(run) {
+  let done = false;
+  return () => {
+    if (done) return;
+    done = true;
     try {
-      post(url, encode(payload));
+      run();
     } catch {
       // An app must not fail because its telemetry does.
     }
   };
-  addEventListener("pagehide", send);
-  if (document.readyState === "complete") whenIdle(send);
-  else addEventListener("load", () => whenIdle(send));
 }
 
 function whenIdle(run) {

@@ -4,7 +4,7 @@
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { release } from "node:os";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 
 const MAX_TEXT_CHARS = 256; // the server refuses more, of both
 const MAX_PACKAGES = 256;
@@ -37,15 +37,11 @@ const SENDER = `
  *   with the versions that are installed.  None by default.
  * @param {string} [options.optOut] One more environment variable that opts out.
  */
-export function sendTelemetry({
-  url,
-  command,
-  projectId,
-  projectFramework = "unknown",
-  packages,
-  optOut,
-}) {
+export function sendTelemetry(options) {
   try {
+    const { url, command, projectId, projectFramework, packages, optOut } = options;
+    // A tool that is bundled with Node would be started once more, not Node.
+    if (!basename(process.execPath).startsWith("node")) return;
     if (["REFINE_NO_TELEMETRY", "DO_NOT_TRACK", optOut].some(isSet)) return;
     send(url, {
       nodeEnv: process.env.NODE_ENV || "development",
@@ -54,7 +50,7 @@ export function sendTelemetry({
       osVersion: release(),
       command,
       packages: packages ? findPackages(packages) : [],
-      projectFramework,
+      projectFramework: projectFramework || "unknown",
       projectId,
     });
   } catch {
@@ -76,16 +72,18 @@ function send(url, event) {
     env: {
       ...env,
       EVENT_URL: url,
-      EVENT: JSON.stringify(event, cut),
-      DO_NOT_TRACK: "1", // where execPath is the tool itself, bundled, it must not go on forever
+      EVENT: JSON.stringify(event, clean),
+      DO_NOT_TRACK: "1", // were it a bundled tool all the same, it must not go on forever
     },
   });
   child.on("error", () => {});
   child.unref();
 }
 
-function cut(_, value) {
-  return typeof value === "string" ? value.slice(0, MAX_TEXT_CHARS) : value;
+/** Texts as the server takes them. */
+function clean(_, value) {
+  if (typeof value !== "string") return value;
+  return [...value.replace(/\p{Cc}|\p{Cs}/gu, "")].slice(0, MAX_TEXT_CHARS).join("");
 }
 
 /** Name and version of the packages that the nearest package.json depends on. */
@@ -103,7 +101,7 @@ function findPackages(prefix) {
 function installedVersion(name, project) {
   for (const directory of upwards(project)) {
     const found = readPackage(join(directory, "node_modules", name));
-    if (found) return found.version;
+    if (found) return typeof found.version === "string" ? found.version : null;
   }
   return null;
 }

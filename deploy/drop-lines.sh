@@ -13,6 +13,10 @@ set -uo pipefail
 export LC_ALL=C
 
 directory=${1:?want a data directory} text=${2:?want the text of the lines to drop}
+if ! [ -d "$directory" ] || ! [ -r "$directory" ] || ! [ -w "$directory" ] || ! [ -x "$directory" ]; then
+    echo "drop-lines.sh: $directory: want a directory that I may read and write" >&2
+    exit 1
+fi
 draft=$directory/.drop-lines.$$
 claim=$directory/events-housekeeping.claim
 trap 'rm -f "$draft"' EXIT
@@ -56,7 +60,7 @@ for file in "$directory"/events-*.jsonl "$directory"/events-*.jsonl.gz; do
     may_hold_text "$file" || continue
     drop=drop_from_plain
     [ "${file%.gz}" = "$file" ] || drop=drop_from_gzip
-    ("$drop" "$file") 8<"$directory" 9<"$file" && ! may_hold_text "$file" || status=1
+    [ ! -L "$file" ] && ("$drop" "$file") 8<"$directory" 9<"$file" && ! may_hold_text "$file" || status=1
 done
 [ $status = 0 ] || echo "drop-lines.sh: lines may be left; try again" >&2
 exit $status

@@ -226,7 +226,8 @@ def test_no_such_route_or_method_is_a_problem_document(
     assert response.status_code == status
     assert has_headers(response, "refused")
     assert response.mimetype == "application/problem+json"
-    assert json.loads(response.data)["status"] == status
+    problem = json.loads(response.data)
+    assert (problem["status"], problem["detail"].count(".")) == (status, 1)
     assert response.headers.get("Allow") == allowed
     assert not data_dir.exists()
 
@@ -342,8 +343,8 @@ def test_what_cannot_be_stored_is_answered_503_and_says_when_to_try_again(
     make_app: Callable[..., Flask], tmp_path: Path
 ) -> None:
     in_the_way = tmp_path / "file"
-    in_the_way.touch()
     client = make_app(DATA_DIR=str(in_the_way)).test_client()
+    in_the_way.touch()
 
     response = send(client, "POST", "/cli")
 
@@ -450,6 +451,10 @@ def test_without_any_variable_the_settings_are_the_contracts() -> None:
     ("name", "value", "wanted"),
     [
         ("TELEMETRY_DATA_DIR", "", "a directory"),
+        ("TELEMETRY_DATA_DIR", __file__, "a directory"),
+        ("TELEMETRY_DATA_DIR", f"{__file__}/data", "a directory"),
+        ("TELEMETRY_TRUSTED_PROXIES", "::ffff:127.0.0.1", "addresses and networks"),
+        ("TELEMETRY_TRUSTED_PROXIES", "fe80::1%eth0", "addresses and networks"),
         ("TELEMETRY_TRUSTED_PROXIES", "10.0.0.1/8", "addresses and networks"),
         ("TELEMETRY_TRUSTED_PROXIES", "nginx", "addresses and networks"),
         ("TELEMETRY_TRUSTED_PROXIES", "127.0.0.1,", "addresses and networks"),

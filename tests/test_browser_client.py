@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import socket
+import subprocess
 import threading
 from base64 import b64decode
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from chromium import Chromium, Site, Tab
-from server import CORE, PATIENCE_SECONDS, ROOT, Server, wait_until
+from server import CORE, PATIENCE_SECONDS, ROOT, Server, program, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -299,6 +300,25 @@ def test_an_error_in_the_client_stays_there(
 
     assert tab.requests(telemetry(collector.port)) == []
     assert tab.errors() == []
+
+
+@pytest.mark.parametrize(
+    "call", ["sendTelemetry({ url: 'http://127.0.0.1:1/' })", "sendTelemetry()"]
+)
+@pytest.mark.parametrize("shim", ["", "globalThis.document = {};"])
+def test_what_is_no_browser_is_no_error(shim: str, call: str) -> None:
+    """A page that is rendered on a server, say, with some of a browser's names defined."""
+    client = (ROOT / "clients/browser.js").as_uri()
+    script = f"{shim} import({json.dumps(client)}).then(({{ sendTelemetry }}) => {call});"
+    ran = subprocess.run(
+        [program("node"), "--eval", script],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+
+    assert (ran.returncode, ran.stdout) == (0, "")
+    assert "Error" not in ran.stderr
 
 
 def test_the_client_is_under_two_kilobytes_and_needs_no_other_file() -> None:

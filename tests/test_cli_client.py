@@ -104,6 +104,19 @@ def finish(tool: "subprocess.Popen[str]") -> str:
     return output
 
 
+def test_a_version_that_is_none_does_not_lose_the_event(
+    start_tool: Tool, server: Server, project: Path
+) -> None:
+    write_json(project / "node_modules/@refinedev/core/package.json", {"version": 5})
+    options = {"command": "dev", "projectFramework": None, "packages": "@refinedev/core"}
+    finish(start_tool(url=url(server), **options))
+    wait_until(server.events)
+
+    (event,) = server.events()
+    assert event["payload"]["packages"] == [{"name": "@refinedev/core", "version": None}]
+    assert event["payload"]["projectFramework"] == "unknown"
+
+
 def test_a_command_is_one_event_that_tells_what_it_ran_with(
     start_tool: Tool, node: str, server: Server
 ) -> None:
@@ -150,6 +163,7 @@ STRANGE = {
     "{": [],
     "[]": [],
     json.dumps({"dependencies": {"p-" + "x" * 300: "1"}}): [{"name": "p-" + "x" * 254}],
+    json.dumps({"dependencies": {"p-\n\ud83d" + "😀" * 300: "1"}}): [{"name": "p-" + "😀" * 254}],
     json.dumps({"dependencies": {f"p-{i}": "1" for i in range(300)}}): [
         {"name": f"p-{i}"} for i in range(256)
     ],
@@ -197,6 +211,14 @@ def test_what_is_no_opt_out_starts_a_process_of_its_own(
     inherited = Path(f"/proc/{sender}/environ").read_bytes().split(b"\0")
     assert b"NODE_OPTIONS=--no-deprecation" not in inherited
     assert b"DO_NOT_TRACK=1" in inherited  # were it the tool again, it would start no other
+
+
+def test_a_tool_that_is_bundled_with_node_is_not_started_once_more(
+    start_tool: Tool, mute: socket.socket
+) -> None:
+    before = "process.execPath = '/usr/local/bin/tool';"
+
+    assert senders(start_tool(before=before, url=url(mute), command="dev")) == []
 
 
 def test_two_tools_at_once_are_two_events(start_tool: Tool, server: Server) -> None:
@@ -249,7 +271,10 @@ def test_a_server_that_is_not_there_leaves_no_trace(start_tool: Tool, address: s
     assert finish(start_tool(url=address, command="dev")) == "called\n"
 
 
-@pytest.mark.parametrize("before", ["process.execPath = '/gone/node';", "process.cwd = null;"])
+@pytest.mark.parametrize(
+    "before",
+    ["process.execPath = '/gone/node';", "process.cwd = null;", "sendTelemetry();"],
+)
 def test_an_error_in_the_client_stays_there(
     start_tool: Tool, mute: socket.socket, before: str
 ) -> None:

@@ -88,6 +88,29 @@ def test_a_file_in_use_is_left_as_it_is_and_that_is_said(
     assert drop(tmp_path, '"ip":"203.0.113.9"') == 0
 
 
+def test_what_was_not_searched_is_no_success(tmp_path: Path) -> None:
+    (tmp_path / TODAY).write_bytes(LINES)
+    (tmp_path / "events-2026-11-22.jsonl").symlink_to(tmp_path / TODAY)
+
+    assert drop(tmp_path / "typo", "203.0.113.9") == 1
+    assert drop(tmp_path / TODAY, "203.0.113.9") == 1
+    assert drop(tmp_path, '"ip":"203.0.113.9"') == 1  # a link: to another disk, perhaps
+    assert (tmp_path / "events-2026-11-22.jsonl").is_symlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_who_may_not_read_the_directory_is_told_so(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    directory.mkdir(0o700)
+    (directory / TODAY).write_bytes(LINES)
+    script = f"cd /; . '{ROOT}/deploy/drop-lines.sh' '{directory}' 203.0.113.9"
+    somebody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "bash", "-c", script]
+    ran = subprocess.run(somebody, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+
+    assert ran.returncode == 1
+    assert f"{directory}: want a directory that I may read and write" in ran.stderr
+
+
 def test_a_damaged_gzip_is_left_as_it_is(tmp_path: Path) -> None:
     damaged = gzip.compress(LINES) + gzip.compress(LINES)[:-12]
     (tmp_path / LONG_AGO).write_bytes(damaged)

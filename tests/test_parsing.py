@@ -132,6 +132,7 @@ def test_optional_text_is_refused_unless_null_or_empty(field: str, value: Any, s
         ({"resourceCount": -1}, "resourceCount", "got one outside"),
         ({"resourceCount": 1_000_001}, "resourceCount", "got one outside"),
         ({"resourceCount": 10**300}, "resourceCount", "got one outside"),
+        ({"resourceCount": -(10**300)}, "resourceCount", "got one outside"),
         ({"resourceCount": 2.0}, "resourceCount", "got a number with a fraction"),
         ({"resourceCount": "2"}, "resourceCount", "got a string"),
         ({"resourceCount": None}, "resourceCount", "got null"),
@@ -193,19 +194,18 @@ def test_a_required_core_field_is_missed(field: str) -> None:
 @pytest.mark.parametrize(
     ("document", "detail"),
     [
-        (b"", "not JSON at character 0"),
+        (b"", "want JSON, got nothing"),
         (b"{", "not JSON at character 1"),
         (b'{"a":1}x', "not JSON at character 7"),
         (b"[]", "want an object, got an array"),
         (b"null", "want an object, got null"),
         (b'"x"', "want an object, got a string"),
-        (b'{"x":NaN}', "got NaN"),
-        (b'{"x":-Infinity}', "got -Infinity"),
+        (b'{"x":NaN}', "got a constant that JSON does not have"),
+        (b'{"x":-Infinity}', "got a constant that JSON does not have"),
         (b"\xff", "want UTF-8, got another byte at 0"),
         (b"\xef\xbb\xbf{}", "not JSON"),
         ('{"x":1}'.encode("utf-16"), "UTF-8"),
         (b'{"x":' + b"[" * 30_000, "nesting too deep"),
-        (b'{"x":' + b"9" * 5_000 + b"}", "a number too long"),
     ],
     ids=lambda part: f"{part!a:.20}",
 )
@@ -338,9 +338,15 @@ def test_a_hashed_address_depends_on_address_and_key_alone() -> None:
         ("https://" + "a" * 63 + ".example", "a" * 63 + ".example"),
         ("https://" + "a" * 64 + ".example", None),
         ("https://" + "a.b." * 64, None),
+        ("https://" + "abcd." * 50 + "abc.", "abcd." * 50 + "abc"),
+        ("https://" + "abcd." * 50 + "abcd", None),
         ("http://-a.example", None),
         ("http://a..example", None),
         ("http://999.1.1.1/", None),
+        ("http://127.0.0.0x1/", None),
+        ("http://[::1]evil.example/", None),
+        ("http://evil.example[::1]/", None),
+        ("http://[v1.a]/", None),
         ("http://[::1", None),
         ("http://[fe80::1%25eth0]/", None),
         ("http://ex%61mple.com/", None),
@@ -358,16 +364,22 @@ def test_a_hostname_is_a_valid_one_or_none(url: str, hostname: str | None) -> No
     assert parsing.parse_hostname(on_the_wire) == hostname
 
 
-def test_an_endless_hostname_costs_less_than_one_of_253_characters() -> None:
-    """To write it in ASCII takes time that grows with the square of its length."""
+DIFFERENT_LETTERS = "".join(chr(0x4E00 + n) for n in range(2600))
+MARKS_OUT_OF_ORDER = "\u0301" * 1300 + "\u0327" * 1300
 
-    def seconds(length: int) -> float:
-        hostname = "".join(chr(0x4E00 + n) for n in range(length)).encode().decode("latin-1")
+
+@pytest.mark.parametrize("hostname", [DIFFERENT_LETTERS, MARKS_OUT_OF_ORDER], ids=["a", "b"])
+def test_an_endless_hostname_costs_less_than_one_of_253_characters(hostname: str) -> None:
+    """To normalise it, or to write it in ASCII, takes the square of its length in time."""
+
+    def seconds(hostname: str) -> float:
+        url = f"http://{hostname}".encode().decode("latin-1")
+        parsing.parse_hostname.cache_clear()
         began = time.process_time()
-        assert parsing.parse_hostname(f"http://{hostname}") is None
+        assert parsing.parse_hostname(url) is None
         return time.process_time() - began
 
-    assert seconds(2600) < seconds(253)
+    assert seconds(hostname) < seconds(DIFFERENT_LETTERS[:253])
 
 
 CHROME = "AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36"

@@ -91,6 +91,12 @@ def test_the_log_says_at_start_which_proxies_are_believed(
     assert f"X-Forwarded-For is believed from: {believed}" in "\n".join(server.log)
 
 
+def test_an_opt_out_that_comes_twice_is_one(server: Server) -> None:
+    answer = server.send_cli([("DNT", "1"), ("DNT", "1")])
+
+    assert (answer.status, answer.headers["x-telemetry-outcome"]) == (204, "opted-out")
+
+
 def test_several_header_lines_are_one_list_of_hops(serve: Callable[..., Server]) -> None:
     server = serve(TRUSTED_PROXIES="127.0.0.1,10.0.0.0/8")
     hops = [("X-Forwarded-For", "6.6.6.6, 198.51.100.7"), ("X-Forwarded-For", "10.0.0.3")]
