@@ -265,12 +265,12 @@ class Result(NamedTuple):
     error: str | None
 
 
-def split(file: DayFile, files: list[DayFile]) -> list[Piece]:
-    """Cut one of the files into pieces: one of no length, where it cannot be looked at."""
+def split(file: DayFile, listed: set[Path]) -> list[Piece]:
+    """Cut one of the listed files into pieces: one of no length, where it cannot be looked at."""
     size = start = 0
     with contextlib.suppress(OSError, EOFError, zlib.error):  # who reads it will say so
         size = file.path.stat().st_size
-        if any(other.path == packed_path(file.path) for other in files):
+        if packed_path(file.path) in listed:
             start = length_packed(file.path)  # what a killed housekeeper left in both files
     step = size if is_packed(file) else PIECE_BYTES
     starts = range(start, size, step or 1) or [start]
@@ -378,7 +378,8 @@ def make_report(
     first = min(since, until - timedelta(days=max(ACTIVE_DAYS) - 1))
     files = sorted(file for directory in directories for file in day_files(directory))
     files = [file for file in files if first <= file.day <= until]
-    pieces = [piece for file in files for piece in split(file, files)]
+    listed = {file.path for file in files}
+    pieces = [piece for file in files for piece in split(file, listed)]
     total, days, errors = Tally(), {}, list[str]()
     windows = {length: Tally() for length in ACTIVE_DAYS}
     for day, tally in tally_days(pieces, errors):

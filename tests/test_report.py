@@ -340,7 +340,7 @@ def test_a_gz_that_came_after_the_files_were_listed_takes_nothing_from_the_plain
     (file,) = report.day_files(data_dir)
     plain.with_name(f"{plain.name}.gz").write_bytes(gzip.compress(plain.read_bytes()))
 
-    assert report.split(file, [file]) == [report.Piece(file, 0, len(GOOD) + 1)]
+    assert report.split(file, {file.path}) == [report.Piece(file, 0, len(GOOD) + 1)]
 
 
 def test_a_file_that_is_gone_is_named_and_the_others_are_counted(
