@@ -176,14 +176,16 @@ def count_events(chunk: bytes, tally: Tally) -> None:
     lines = chunk.count(b"\n")
     rows = EVENT.findall(chunk)
     counters = count_columns(rows)
-    if len(rows) < lines or any(facts is None for _, facts in facts_in(counters)):
+    parts = list(facts_in(counters))
+    if len(rows) < lines or any(facts is None for _, facts in parts):
         rows = list(filter(None, map(cut, chunk.split(b"\n"))))
         counters = count_columns(rows)
+        parts = list(facts_in(counters))
     tally.unreadable_lines += lines - len(rows)
     for column, counter in counters.items():
         if column.distinct:
             tally.distinct[column.source, column.distinct] |= counter.keys() - {b"null"}
-    for times, facts in facts_in(counters):
+    for times, facts in parts:
         for place, value in facts.events if facts else ():
             tally.events[place][value] += times
         for place, value in facts.distinct if facts else ():
