@@ -29,6 +29,14 @@ PATIENCE_SECONDS = 60  # a bound on what hangs; nothing is measured against it
 CLI = {"nodeVersion": "v20.20.2", "packages": [], "projectFramework": "vite"}
 CORE = {"providers": {"auth": True, "data": True}, "version": "5.0.12", "resourceCount": 3}
 
+# What every answer has.
+COMMON_HEADERS = {
+    "cache-control": "no-store",
+    "access-control-allow-origin": "*",
+    "cross-origin-resource-policy": "cross-origin",
+    "x-content-type-options": "nosniff",
+}
+
 
 class Answer(NamedTuple):
     status: int

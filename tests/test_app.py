@@ -13,18 +13,12 @@ from flask.testing import FlaskClient
 from werkzeug.test import EnvironBuilder, TestResponse
 
 from app import ConfigError, read_settings
-from server import CLI, CORE
+from server import CLI, COMMON_HEADERS, CORE
 
 GOOD_CORE = b64encode(json.dumps(CORE).encode()).decode()
 GOOD_CLI = json.dumps(CLI).encode()
 DATA_REQUESTS = [("GET", "/"), ("GET", "/telemetry"), ("POST", "/"), ("POST", "/telemetry")]
 DATA_REQUESTS += [("POST", "/cli")]
-HEADERS = {
-    "Cache-Control": "no-store",
-    "Access-Control-Allow-Origin": "*",
-    "Cross-Origin-Resource-Policy": "cross-origin",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 def send(client: FlaskClient, method: str, path: str, **options: Any) -> TestResponse:
@@ -47,7 +41,7 @@ def refused(client: FlaskClient, data_dir: Path) -> list[dict[str, Any]]:
 
 
 def has_headers(response: TestResponse, outcome: str) -> bool:
-    expected = HEADERS | {"X-Telemetry-Outcome": outcome}
+    expected = COMMON_HEADERS | {"x-telemetry-outcome": outcome}
     return {name: response.headers.get(name) for name in expected} == expected
 
 

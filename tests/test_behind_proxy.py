@@ -25,6 +25,7 @@ import pytest
 from proxies import Caddy, Front, Nginx
 from server import (
     CLI,
+    COMMON_HEADERS,
     CORE,
     Answer,
     Load,
@@ -40,13 +41,7 @@ pytestmark = pytest.mark.slow
 STEADY_SECONDS = int(os.environ.get("STEADY_SECONDS", "15"))
 KILL_EVERY_SECONDS = 20 if STEADY_SECONDS >= 60 else 3
 FORGED = [("X-Forwarded-For", "6.6.6.6"), ("Forwarded", "for=6.6.6.6"), ("X-Real-IP", "6.6.6.6")]
-HEADERS = {
-    "content-type": "application/problem+json",
-    "cache-control": "no-store",
-    "access-control-allow-origin": "*",
-    "cross-origin-resource-policy": "cross-origin",
-    "x-content-type-options": "nosniff",
-}
+HEADERS = COMMON_HEADERS | {"content-type": "application/problem+json"}
 
 StartFront = Callable[..., Front]
 

@@ -14,6 +14,7 @@ import pytest
 
 from server import (
     CLI,
+    COMMON_HEADERS,
     CORE,
     PATIENCE_SECONDS,
     ROOT,
@@ -28,12 +29,6 @@ GOOD = json.dumps(CLI).encode()
 CORE_B64 = b64encode(json.dumps(CORE).encode())
 RECEIVE_SECONDS = 10  # the contract's limit for a whole request
 TRANSFER_CHUNKED = ("Transfer-Encoding", "chunked")
-COMMON_HEADERS = {
-    "cache-control": "no-store",
-    "access-control-allow-origin": "*",
-    "cross-origin-resource-policy": "cross-origin",
-    "x-content-type-options": "nosniff",
-}
 
 
 def chunked(*chunks: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
