@@ -22,9 +22,10 @@ from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 import parsing
+from dayfiles import encode
 from parsing import Rejected
 from report import report_command
-from storage import Batch, Housekeeper, NotStored, Store, encode, timestamp, utc_now
+from storage import Batch, Housekeeper, NotStored, Store, timestamp, utc_now
 
 MAX_BODY_BYTES = 64 * 1024
 RETRY_AFTER_SECONDS = 30

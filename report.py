@@ -33,7 +33,8 @@ import click
 from flask import current_app, render_template
 from flask.cli import with_appcontext
 
-from storage import DayFile, day_files, encode, length_packed, packed_path
+from dayfiles import DayFile, Kind, day_files, encode
+from storage import length_packed, packed_path
 
 ACTIVE_DAYS = (1, 7, 30)
 DEFAULT_DAYS = 30
@@ -274,20 +275,16 @@ def split(file: DayFile, listed: set[Path]) -> list[Piece]:
         size = file.path.stat().st_size
         if packed_path(file.path) in listed:
             start = length_packed(file.path)  # what a killed housekeeper left in both files
-    step = size if is_packed(file) else PIECE_BYTES
+    step = size if file.is_compressed else PIECE_BYTES
     starts = range(start, size, step or 1) or [start]
     return [Piece(file, at, min(at + step, size)) for at in starts]
 
 
-def is_packed(file: DayFile) -> bool:
-    return file.path.suffix == ".gz"
-
-
 def read_piece(piece: Piece) -> Result:
     tally, error = Tally(), None
-    count = count_events if piece.file.kind == "events" else count_refusals
+    count = count_events if piece.file.kind is Kind.EVENTS else count_refusals
     try:
-        for chunk in unpacked_lines(piece) if is_packed(piece.file) else plain_lines(piece):
+        for chunk in unpacked_lines(piece) if piece.file.is_compressed else plain_lines(piece):
             count(chunk, tally)
     except (OSError, EOFError, zlib.error) as exc:
         error = f"{piece.file.path}: {exc}"

@@ -20,7 +20,6 @@ import contextlib
 import errno
 import fcntl
 import gzip
-import json
 import logging
 import os
 import re
@@ -33,7 +32,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
+
+from dayfiles import day_files, encode
 
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
@@ -61,7 +62,6 @@ CLAIM_NAME = "events-housekeeping.claim"
 DRAFT_NAME = "events-housekeeping.draft"
 
 log = logging.getLogger(__name__)
-encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class NotStored(Exception):
@@ -581,25 +581,6 @@ class Housekeeper:
                 cut_torn_tail(fd, path.name, thorough=age_days <= 1)
             if self.compress_after_days and age_days >= self.compress_after_days:
                 compress(path, self.store.min_free_bytes)
-
-
-class DayFile(NamedTuple):
-    day: date
-    path: Path
-    kind: str  # "events" or "refused"
-
-
-DAY_FILE_NAME = re.compile(r"(events|refused)-(\d{4}-\d\d-\d\d)\.jsonl(?:\.gz)?", re.ASCII)
-
-
-def day_files(directory: Path) -> list[DayFile]:
-    """Return the directory's daily files, oldest first; what has another name is not ours."""
-    found = []
-    for path in directory.iterdir():
-        if match := DAY_FILE_NAME.fullmatch(path.name):
-            with contextlib.suppress(ValueError):  # a 31st of February
-                found.append(DayFile(date.fromisoformat(match[2]), path, match[1]))
-    return sorted(found)
 
 
 def reference_day(days: list[date], today: date) -> date:

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
+from dayfiles import encode
 from parsing import PROVIDERS
 from report import make_report
 from server import ROOT
-from storage import encode, timestamp
+from storage import timestamp
 
 SINCE, UNTIL = date(2026, 11, 1), date(2026, 11, 30)
 SQL = (ROOT / "deploy/clickhouse.sql").read_text(encoding="utf-8")

@@ -131,11 +131,11 @@ def test_what_the_dockerfile_copies_is_enough_to_serve_and_to_check_health(
     for name, rest in instructions():
         if name == "COPY":
             *sources, target = rest.split()
-            for source in sources:
-                if (ROOT / source).is_dir():  # what is in it is copied
-                    shutil.copytree(ROOT / source, app / target)
+            for source in (path for pattern in sources for path in ROOT.glob(pattern)):
+                if source.is_dir():  # what is in it is copied
+                    shutil.copytree(source, app / target)
                 else:
-                    shutil.copy(ROOT / source, app / target)
+                    shutil.copy(source, app / target)
         elif name == "ENV":
             environ |= dict(pair.split("=") for pair in shlex.split(rest))
         elif name in ("CMD", "HEALTHCHECK"):
