@@ -1,20 +1,49 @@
-"""The daily files' names and days: what the collector writes and the report reads.
+"""The daily files: their names, the lock on their directory, and small durable steps.
 
-DATA_DIR/events-2026-11-23.jsonl      the UTC day of each event's received_at
-DATA_DIR/events-2026-11-15.jsonl.gz   an older day, compressed
-DATA_DIR/refused-2026-11-23.jsonl     what was refused that day, and why
+    DATA_DIR/events-2026-11-23.jsonl      the UTC day of each event's received_at
+    DATA_DIR/events-2026-11-15.jsonl.gz   an older day, compressed
+    DATA_DIR/refused-2026-11-23.jsonl     what was refused that day, and why
+    DATA_DIR/address-key-2026-11-23       the key that day's addresses are hashed with
+
+Each line is compact JSON in printable ASCII and counts once its newline is on disk.
+Bytes after the last newline are a torn tail: they were never acknowledged.
 """
 
 import contextlib
+import errno
+import fcntl
+import gzip
 import json
+import logging
+import os
 import re
-from datetime import date
+import stat
+from collections.abc import Iterable, Iterator
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-# Compact JSON in printable ASCII: the form of every line.
+FILE_MODE = 0o640
+DIRECTORY_MODE = 0o750
+DRAFT_SUFFIX = ".draft"
+CHUNK_BYTES = 2**16
+
+# A power cut can leave NUL bytes anywhere in what was not synced yet; more than this much
+# cannot have been unsynced.
+MAX_UNSYNCED_BYTES = 16 * 2**20
+
+log = logging.getLogger(__name__)
 encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def timestamp(now: datetime) -> str:
+    """Return an aware UTC time as `2026-11-23T04:05:06.123Z`."""
+    return f"{now.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
 
 
 class Kind(StrEnum):
@@ -35,6 +64,15 @@ class DayFile(NamedTuple):
 
 
 DAY_FILE_NAME = re.compile(r"(events|refused)-(\d{4}-\d\d-\d\d)\.jsonl(?:\.gz)?", re.ASCII)
+KEY_NAME = re.compile(r"address-key-(\d{4}-\d\d-\d\d)(?:\.draft)?", re.ASCII)
+
+
+def plain_name(kind: Kind, day: str) -> str:
+    return f"{kind}-{day}.jsonl"
+
+
+def key_name(day: str) -> str:
+    return f"address-key-{day}"
 
 
 def day_files(directory: Path) -> list[DayFile]:
@@ -45,3 +83,194 @@ def day_files(directory: Path) -> list[DayFile]:
             with contextlib.suppress(ValueError):  # a 31st of February
                 found.append(DayFile(date.fromisoformat(match[2]), Kind(match[1]), path))
     return sorted(found)
+
+
+def compressed_path(plain: Path) -> Path:
+    return plain.with_name(f"{plain.name}.gz")
+
+
+def begins_with(plain_fd: int, archive: Path) -> bool:
+    """Tell whether the plain file begins with all that the archive holds.
+
+    It does where a compression was killed before it could delete the plain file.  Raises
+    OSError, EOFError or zlib.error where the archive cannot be read.
+    """
+    offset = 0
+    with os.fdopen(open_regular(archive, os.O_RDONLY), "rb") as file, gzip.open(file) as lines:
+        while chunk := lines.read(CHUNK_BYTES):
+            if os.pread(plain_fd, len(chunk), offset) != chunk:
+                return False
+            offset += len(chunk)
+    return True
+
+
+# Locks.
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Exclude every other thread and process from writing in the directory."""
+    is_held = False
+    while not is_held:
+        # Opened anew each time: forked processes share an open file description, so
+        # flock() on a kept one would not exclude them.
+        with opened_directory(directory) as fd:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            # An admin may have replaced the directory while this waited for the lock.
+            is_held = os.path.samestat(os.fstat(fd), os.stat(directory))
+            if is_held:
+                yield
+
+
+@contextlib.contextmanager
+def opened_directory(directory: Path) -> Iterator[int]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+# Opening and writing.
+
+
+@contextlib.contextmanager
+def opened(path: Path, flags: int, mode: int = FILE_MODE) -> Iterator[int]:
+    fd = open_regular(path, flags, mode)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_regular(path: Path, flags: int, mode: int = FILE_MODE) -> int:
+    """Open a regular file, never a link, a device or a pipe.  Raises OSError."""
+    # O_NONBLOCK: opening a FIFO would otherwise wait for its other end.
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return fd
+
+
+def write_all(fd: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(fd, content) :]
+
+
+def write_draft(path: Path, content: Iterable[bytes], mode: int, min_free_bytes: int = 0) -> None:
+    """Write and sync a new file that is to be renamed into place."""
+    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode) as fd:
+        os.fchmod(fd, mode)  # whatever the umask is
+        for chunk in content:
+            require_room(path.parent, min_free_bytes + len(chunk))
+            write_all(fd, chunk)
+        os.fsync(fd)
+
+
+def is_named(fd: int, path: Path) -> bool:
+    """Tell whether `path` still names the open file."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def free_bytes(directory: Path) -> int:
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
+def require_room(directory: Path, wanted_bytes: int) -> None:
+    if (free := free_bytes(directory)) < wanted_bytes:
+        seen = f"{free} bytes are free, want {wanted_bytes} (TELEMETRY_MIN_FREE_MB)"
+        raise OSError(errno.ENOSPC, seen)
+
+
+# Names that survive a power cut.
+
+
+def make_directory(directory: Path) -> None:
+    """Make the directory and those above it, each durable before the next is made in it.
+
+    Whoever finds the directory then has one name left to sync: its own, for the process
+    that made it may have died before it could.
+    """
+    missing = [path for path in (directory, *directory.parents) if not path.is_dir()]
+    if missing:
+        sync_name(missing[-1].parent)
+    for path in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another worker was faster
+            os.mkdir(path)
+        if path == directory:
+            os.chmod(path, DIRECTORY_MODE)  # whatever the umask is
+        sync_name(path)
+
+
+def sync_name(path: Path) -> None:
+    """Make the name of a directory durable, which is content of the one above it."""
+    # One that may not be read belongs to somebody else, and its content is older.
+    with contextlib.suppress(PermissionError):
+        sync_directory(path.absolute().parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in it durable: syncing a file syncs its content, not its name."""
+    with opened_directory(directory) as fd:
+        os.fsync(fd)
+
+
+# Torn tails.
+
+
+def repair_tail(fd: int, name: str, *, thorough: bool) -> int:
+    """End the file with a whole line and return its size.  The caller holds the lock.
+
+    A tail that is a whole record without its newline, as an editor leaves it, gets the
+    newline; any other tail is cut off.  `thorough` also looks for NUL bytes in what may
+    not have been synced before a power cut, and cuts from the line that holds the first.
+    Lines behind it were not acknowledged either: a sync covers all that was written before.
+    """
+    size = end = os.fstat(fd).st_size
+    if thorough:
+        start = max(0, size - MAX_UNSYNCED_BYTES)
+        nul = os.pread(fd, size - start, start).find(b"\0")
+        if nul >= 0:
+            end = start + nul
+    end = end_of_last_line(fd, end)
+    if end == size:
+        return size
+    if size - end <= MAX_UNSYNCED_BYTES and is_record(os.pread(fd, size - end, end)):
+        write_all(fd, b"\n")
+        os.fsync(fd)
+        return size + 1
+    cut_off(fd, end)
+    log.warning("%s: cut off a torn tail of %d bytes", name, size - end)
+    return end
+
+
+def is_record(line: bytes) -> bool:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and {"received_at", "source"} <= record.keys()
+
+
+def cut_off(fd: int, end: int) -> None:
+    # Synced, or old bytes may reappear behind newer lines after a power cut.
+    os.ftruncate(fd, end)
+    os.fsync(fd)
+
+
+def end_of_last_line(fd: int, end: int) -> int:
+    """Return the offset behind the last newline before `end`."""
+    if end and os.pread(fd, 1, end - 1) == b"\n":
+        return end
+    while end:
+        start = max(0, end - CHUNK_BYTES)
+        newline = os.pread(fd, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

@@ -247,20 +247,33 @@ def parse_network(written: str) -> Network:
     return network
 
 
-def client_address(peer: str, forwarded_for: str, trusted: Iterable[Network]) -> Address | None:
+@dataclass(frozen=True)
+class Proxies:
+    """Whose `X-Forwarded-For` is believed; `unix` is whoever connects by a Unix socket."""
+
+    networks: tuple[Network, ...] = ()
+    unix: bool = False
+
+    def __contains__(self, address: Address | None) -> bool:
+        return address is not None and any(address in network for network in self.networks)
+
+    def __str__(self) -> str:
+        return ", ".join([*map(str, self.networks), *(["unix"] if self.unix else [])])
+
+
+def client_address(peer: str, forwarded_for: str, proxies: Proxies) -> Address | None:
     """Return the first address, seen from this server, that is not a trusted proxy's.
 
-    `forwarded_for` is `X-Forwarded-For`: nearest hop last.  An entry that is no
-    address ends the walk at the last good one.
+    `peer` is empty for a Unix socket.  `forwarded_for` is `X-Forwarded-For`: nearest hop
+    last.  An entry that is no address ends the walk at the last good one.
     """
     address = parse_address(peer)
+    is_trusted = address in proxies if peer else proxies.unix
     for hop in reversed(forwarded_for.split(",")):
-        if address is None or not any(address in network for network in trusted):
-            break
-        further = parse_address(hop)
+        further = parse_address(hop) if is_trusted else None
         if further is None:
             break
-        address = further
+        address, is_trusted = further, further in proxies
     return address
 
 

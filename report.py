@@ -34,7 +34,6 @@ from flask import current_app, render_template
 from flask.cli import with_appcontext
 
 from dayfiles import DayFile, Kind, day_files, encode
-from storage import length_packed, packed_path
 
 ACTIVE_DAYS = (1, 7, 30)
 DEFAULT_DAYS = 30
@@ -246,6 +245,32 @@ def count_refusals(chunk: bytes, tally: Tally) -> None:
 
 
 # Reading files.
+
+
+def length_packed(plain: Path) -> int:
+    """Return how many bytes of `plain`, from its start, are at the end of its .gz already.
+
+    Raises OSError, EOFError or zlib.error where the .gz is damaged, or ends in a torn line.
+    """
+    if not packed_path(plain).exists():
+        return 0
+    length = 0
+    with plain.open("rb") as source, gzip.open(packed_path(plain)) as lines:
+        first = source.readline()
+        for line in lines:
+            if length and source.readline() == line:
+                length += len(line)
+            elif line == first:
+                length = source.seek(len(first))
+            else:
+                length = 0
+            if not line.endswith(b"\n"):
+                raise OSError(22, f"{lines.name} ends in a torn line")
+    return length
+
+
+def packed_path(plain: Path) -> Path:
+    return plain.with_name(f"{plain.name}.gz")
 
 
 class Piece(NamedTuple):

@@ -1,10 +1,18 @@
-"""The app, with an error that Flask does not see."""
+"""The app, with an error that Flask does not see, for every payload in a query."""
 
-from app import app
+from collections.abc import Iterable
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from app import create_app
+
+app = create_app()
+works = app.wsgi_app
 
 
-def fail(*_: object) -> None:
-    raise RuntimeError("not our day")
+def fail_payloads(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    if "payload" in environ.get("QUERY_STRING", ""):
+        raise RuntimeError("not our day")
+    return works(environ, start_response)
 
 
-app.wsgi_app = fail
+app.wsgi_app = fail_payloads

@@ -9,9 +9,10 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import create_app, read_settings
+from app import create_app
 from chromium import Chromium
 from server import Server, program
+from settings import read_settings
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
@@ -47,7 +48,7 @@ def make_app(data_dir: Path) -> Iterator[Callable[..., Flask]]:
 
     yield build
     for app in apps:
-        app.extensions["collector"].store.close()
+        app.extensions["collector"].close()
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import EnvironBuilder, TestResponse
 
-from app import ConfigError, read_settings
 from server import CLI, COMMON_HEADERS, CORE
 
 GOOD_CORE = b64encode(json.dumps(CORE).encode()).decode()
@@ -232,7 +231,8 @@ def test_a_preflight_is_answered_for_a_day(client: FlaskClient, path: str) -> No
 
     assert response.status_code == 204
     assert response.headers["Access-Control-Allow-Origin"] == "*"
-    assert response.headers["Access-Control-Allow-Headers"] == "*"
+    # By name, too: older browsers know no "*".
+    assert response.headers["Access-Control-Allow-Headers"] == "content-type, *"
     assert "POST" in response.headers["Access-Control-Allow-Methods"]
     assert response.headers["Access-Control-Max-Age"] == "86400"
 
@@ -291,8 +291,8 @@ def test_hashed_addresses_are_the_same_for_every_worker_of_a_day(
 def test_the_forwarded_address_is_believed_from_trusted_proxies_only(
     make_app: Callable[..., Flask], data_dir: Path
 ) -> None:
-    client = make_app(TRUSTED_PROXIES="127.0.0.1, 10.0.0.0/8").test_client()
-    for peer in ("10.1.2.3", "192.0.2.1"):
+    client = make_app(TRUSTED_PROXIES="127.0.0.1, 10.0.0.0/8, unix").test_client()
+    for peer in ("10.1.2.3", "", "192.0.2.1"):
         send(
             client,
             "POST",
@@ -301,12 +301,18 @@ def test_the_forwarded_address_is_believed_from_trusted_proxies_only(
             environ_overrides={"REMOTE_ADDR": peer},
         )
 
-    assert [event["ip"] for event in stored(data_dir)] == ["198.51.100.7", "192.0.2.1"]
+    assert [event["ip"] for event in stored(data_dir)] == [
+        "198.51.100.7",
+        "198.51.100.7",
+        "192.0.2.1",
+    ]
 
 
 @pytest.mark.parametrize(
     ("proxies", "peer", "warned"),
     [
+        pytest.param("", "", True, id="no address, and Unix sockets are not trusted"),
+        pytest.param("unix", "", False, id="a trusted Unix socket"),
         pytest.param("", "10.0.0.9", True, id="private and not trusted"),
         pytest.param("10.0.0.9", "10.0.0.9", False, id="trusted"),
         pytest.param("", "8.8.8.8", False, id="anybody can send the header"),
@@ -329,8 +335,9 @@ def test_a_proxy_nobody_said_to_trust_is_warned_of_once(
             environ_overrides={"REMOTE_ADDR": peer},
         )
 
-    assert caplog.text.count("set TELEMETRY_TRUSTED_PROXIES") == warned
-    assert peer not in caplog.text
+    assert caplog.text.count("TELEMETRY_TRUSTED_PROXIES") == warned
+    assert "10.0.0.9" not in caplog.text
+    assert "198.51.100.7" not in caplog.text
 
 
 def test_what_cannot_be_stored_is_answered_503_and_says_when_to_try_again(
@@ -352,7 +359,7 @@ def test_what_cannot_be_stored_is_answered_503_and_says_when_to_try_again(
 def test_an_error_of_our_own_is_a_problem_document_too(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.Store.submit", None)
+    monkeypatch.setattr("storage.Store.enqueue", None)
     response = send(client, "POST", "/cli")
 
     assert response.status_code == 500
@@ -426,52 +433,7 @@ def test_the_page_says_how_to_opt_out_and_runs_no_script(make_app: Callable[...,
     assert '<html lang="en">' in text
 
 
-# Settings.
-
-
-def test_without_any_variable_the_settings_are_the_contracts() -> None:
-    assert vars(read_settings({"PATH": "/bin", "PORT": "80"})) == {
-        "data_dir": Path("data"),
-        "trusted_proxies": (),
-        "ip": "full",
-        "honor_opt_out": True,
-        "compress_after_days": 7,
-        "retention_days": 0,
-        "min_free_mb": 64,
-    }
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "wanted"),
-    [
-        ("TELEMETRY_DATA_DIR", "", "a directory"),
-        ("TELEMETRY_DATA_DIR", __file__, "a directory"),
-        ("TELEMETRY_DATA_DIR", f"{__file__}/data", "a directory"),
-        ("TELEMETRY_TRUSTED_PROXIES", "::ffff:127.0.0.1", "addresses and networks"),
-        ("TELEMETRY_TRUSTED_PROXIES", "fe80::1%eth0", "addresses and networks"),
-        ("TELEMETRY_TRUSTED_PROXIES", "10.0.0.1/8", "addresses and networks"),
-        ("TELEMETRY_TRUSTED_PROXIES", "nginx", "addresses and networks"),
-        ("TELEMETRY_TRUSTED_PROXIES", "127.0.0.1,", "addresses and networks"),
-        ("TELEMETRY_IP", "FULL", "one of full, masked, hashed, none"),
-        ("TELEMETRY_HONOR_OPT_OUT", "yes", "true or false"),
-        ("TELEMETRY_HONOR_OPT_OUT", "", "true or false"),
-        ("TELEMETRY_COMPRESS_AFTER_DAYS", "-1", "a whole number, 0 or more"),
-        ("TELEMETRY_RETENTION_DAYS", "90d", "a whole number, 0 or more"),
-        ("TELEMETRY_RETENTION_DAYS", "1e3", "a whole number, 0 or more"),
-        ("TELEMETRY_MIN_FREE_MB", "٣", "a whole number, 0 or more"),
-        ("TELEMETRY_MIN_FREE_MB", "9" * 10, "a whole number, 0 or more"),
-        ("TELEMETRY_RETENTION", "90", "one of TELEMETRY_DATA_DIR, "),
-    ],
-)
-def test_a_setting_of_no_use_is_one_line_with_name_value_and_what_is_wanted(
-    name: str, value: str, wanted: str
-) -> None:
-    with pytest.raises(ConfigError) as refused:
-        read_settings({name: value})
-
-    message = str(refused.value)
-    assert message.startswith(f"{name}={value!r}: want {wanted}")
-    assert len(message.splitlines()) == 1
+# Under any server.
 
 
 def test_nothing_is_answered_before_the_server_asks_and_the_event_is_stored(
@@ -486,5 +448,5 @@ def test_nothing_is_answered_before_the_server_asks_and_the_event_is_stored(
         bodies.append(app(environ, lambda status, headers: begun.append(status)))
     assert (begun, stored(data_dir)) == ([], [])
 
-    assert list(bodies[0]) == []
-    assert (begun, len(stored(data_dir))) == (["204 NO CONTENT"], 3)
+    assert b"".join(bodies[0]) == b""
+    assert (begun, len(stored(data_dir))) == (["204 No Content"], 3)

@@ -262,7 +262,7 @@ def test_an_address_is_read_in_each_way_it_is_written(written: str, address: str
     assert parsing.parse_address(written) == (address and ip_address(address))
 
 
-TRUSTED = [ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48")]
+TRUSTED = parsing.Proxies((ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48")))
 
 
 @pytest.mark.parametrize(
@@ -282,13 +282,31 @@ TRUSTED = [ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48")]
         pytest.param("::ffff:10.0.0.1", "198.51.100.1", "198.51.100.1", id="mapped peer"),
         pytest.param("10.0.0.1", "198.51.100.1, ::ffff:10.0.0.2", "198.51.100.1", id="mapped hop"),
         pytest.param("2001:db8:ffff::1", "198.51.100.1", "198.51.100.1", id="IPv6 proxy"),
-        pytest.param("", "198.51.100.1", None, id="no peer: a Unix socket"),
+        pytest.param("", "198.51.100.1", None, id="a Unix socket that is not trusted"),
     ],
 )
 def test_the_clients_address_is_the_first_that_is_not_a_trusted_proxys(
     peer: str, forwarded_for: str, address: str | None
 ) -> None:
     found = parsing.client_address(peer, forwarded_for, TRUSTED)
+
+    assert found == (address and ip_address(address))
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded_for", "address"),
+    [
+        pytest.param("", "198.51.100.1", "198.51.100.1", id="one hop"),
+        pytest.param("", "198.51.100.1, 10.0.0.2", "198.51.100.1", id="and a trusted one"),
+        pytest.param("", "junk", None, id="no address at all"),
+        pytest.param("192.0.2.9", "198.51.100.1", "192.0.2.9", id="a peer with an address"),
+    ],
+)
+def test_a_trusted_unix_socket_is_a_proxy_without_an_address(
+    peer: str, forwarded_for: str, address: str | None
+) -> None:
+    proxies = parsing.Proxies(TRUSTED.networks, unix=True)
+    found = parsing.client_address(peer, forwarded_for, proxies)
 
     assert found == (address and ip_address(address))
 

@@ -111,7 +111,7 @@ def test_any_header_gives_a_clean_value_or_none(header: str) -> None:
 
 @given(TEXT, TEXT)
 def test_an_address_is_canonical_or_none(peer: str, forwarded_for: str) -> None:
-    address = parsing.client_address(peer, forwarded_for, [])
+    address = parsing.client_address(peer, forwarded_for, parsing.Proxies())
 
     assert address is None or parsing.parse_address(str(address)) == address
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app import SETTINGS
 from server import Server
+from settings import NAMES
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 VARIES = [
@@ -43,10 +43,10 @@ def test_there_are_examples() -> None:
     assert len(examples()) >= 6
 
 
-@pytest.mark.parametrize("setting", [*SETTINGS, "PORT", "WEB_CONCURRENCY", "GUNICORN_CMD_ARGS"])
+@pytest.mark.parametrize("setting", [*NAMES, "PORT", "WEB_CONCURRENCY", "GUNICORN_CMD_ARGS"])
 def test_every_setting_is_in_the_readme_with_its_default(setting: str) -> None:
     row = re.search(rf"^\| `{setting}` \|(?: `?([^`|]*)`?)? \|", README, re.MULTILINE)
 
     assert row, f"{setting} has no row"
-    if setting in SETTINGS:
-        assert row[1].strip() == (SETTINGS[setting][0] or "empty")
+    if setting in NAMES:
+        assert row[1].strip() == (NAMES[setting].metadata["default"] or "empty")

@@ -17,8 +17,9 @@ from click.testing import Result
 from flask import Flask
 
 import report
-from app import create_app, read_settings
+from app import create_app
 from parsing import PROVIDERS
+from settings import read_settings
 
 UNTIL = date(2026, 11, 23)
 AGENTS = [

@@ -14,7 +14,7 @@ from server import PATIENCE_SECONDS, ROOT, Server, wait_until
 @pytest.mark.parametrize(
     ("name", "value", "wanted"),
     [
-        ("TELEMETRY_RETENTION_DAYS", "90d", "a whole number, 0 or more"),
+        ("TELEMETRY_RETENTION_DAYS", "90d", "a whole number from 0 to 999999999"),
         ("TELEMETRY_IP", "hash", "one of full, masked, hashed, none"),
     ],
 )
@@ -67,7 +67,7 @@ def test_workers_are_replaced_after_as_many_requests_as_an_admin_says(
     server.stop()
 
     assert answers == [204] * 20
-    assert sum("Autorestarting worker" in line for line in server.log) >= 3
+    assert sum("the worker ends after" in line for line in server.log) >= 3
 
 
 @pytest.mark.parametrize(

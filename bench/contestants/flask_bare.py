@@ -7,9 +7,10 @@ from flask import Flask, Response, request
 app = Flask(__name__, static_folder=None)
 
 # Our gunicorn.conf.py asks for these.
-nothing = SimpleNamespace(start=lambda: None, close=lambda: None)
 app.extensions["collector"] = SimpleNamespace(
-    settings=SimpleNamespace(trusted_proxies=()), store=nothing, housekeeper=nothing
+    settings=SimpleNamespace(trusted_proxies=""),
+    start=lambda: None,
+    close=lambda: None,
 )
 
 

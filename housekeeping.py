@@ -1,0 +1,181 @@
+"""Repair, compress and delete the daily files, at start and whenever a day ends."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from pathlib import Path
+
+from dayfiles import (
+    CHUNK_BYTES,
+    DRAFT_SUFFIX,
+    FILE_MODE,
+    KEY_NAME,
+    DayFile,
+    begins_with,
+    compressed_path,
+    day_files,
+    is_named,
+    locked,
+    opened,
+    repair_tail,
+    sync_directory,
+    write_draft,
+)
+
+KEY_DAYS_AFTER = 2  # how long a key outlives its day, for events that arrive late
+KEY_DAYS_AHEAD = 1
+MAX_SILENT_DAYS = 365
+NEW_DAY_POLL_SECONDS = 20
+GZIP_WBITS = 31  # zlib's way to say: with gzip's header and trailer
+
+# Used by the one process that does the housekeeping; no search for events-*.jsonl* finds them.
+CLAIM_NAME = "events-housekeeping.claim"
+DRAFT_NAME = f"events-housekeeping{DRAFT_SUFFIX}"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Housekeeping:
+    """What is done to the files of one directory, in a thread of its own."""
+
+    directory: Path
+    clock: Callable[[], datetime]
+    compress_after_days: int  # 0: never
+    retention_days: int  # 0: for ever
+    min_free_bytes: int = 0
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> None:
+        """Run now and each new day, in a thread."""
+        threading.Thread(target=self.run_daily, name="housekeeping", daemon=True).start()
+
+    def run_daily(self) -> None:
+        last = None
+        while not self.closing.is_set():
+            today = self.clock().date()
+            if today != last:
+                last = today
+                try:
+                    self.run(today)
+                except OSError as exc:
+                    log.error("no housekeeping until tomorrow: %s", exc)
+            self.closing.wait(NEW_DAY_POLL_SECONDS)
+
+    def close(self) -> None:
+        self.closing.set()
+
+    def run(self, today: date) -> None:
+        """Delete expired keys and files, cut torn tails, compress what is old enough.
+
+        A kill at any moment loses and doubles nothing: the next run goes on.  Does nothing
+        while another process is at it.
+        """
+        if not self.directory.is_dir():
+            return
+        with contextlib.suppress(BlockingIOError), claimed(self.directory):
+            remove_draft(self.directory)  # of a run that was killed
+            for path in expired_keys(self.directory, today):
+                with reported(path):
+                    path.unlink()
+            files = day_files(self.directory)
+            may_delete = self.may_delete(files, today)
+            for file in files:
+                with reported(file.path):
+                    self.keep(file, (today - file.day).days, may_delete)
+
+    def may_delete(self, files: list[DayFile], today: date) -> bool:
+        """Tell whether files may expire: a clock that jumped ahead must not cost the archive."""
+        silent_days = (today - files[-1].day).days if files else 0
+        if self.retention_days and silent_days > MAX_SILENT_DAYS:
+            log.error(
+                "nothing is deleted: the newest file is %d days old, so the clock may have jumped",
+                silent_days,
+            )
+            return False
+        return self.retention_days > 0
+
+    def keep(self, file: DayFile, age_days: int, may_delete: bool) -> None:
+        if may_delete and age_days >= self.retention_days:
+            with locked(self.directory):
+                os.unlink(file.path)
+            log.info("%s: deleted, %d days old", file.path.name, age_days)
+        elif not file.is_compressed:
+            with locked(self.directory), opened(file.path, os.O_RDWR | os.O_APPEND) as fd:
+                # What is older than yesterday's was synced long ago.
+                repair_tail(fd, file.path.name, thorough=age_days <= 1)
+            if self.compress_after_days and age_days >= self.compress_after_days:
+                compress(file.path, self.min_free_bytes)
+
+
+@contextlib.contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Be the only process that does housekeeping.  Raises BlockingIOError while another does."""
+    path = directory / CLAIM_NAME
+    with contextlib.ExitStack() as stack:
+        with locked(directory):
+            claim = stack.enter_context(opened(path, os.O_RDWR | os.O_CREAT))
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+        with locked(directory):
+            os.unlink(path)
+
+
+@contextlib.contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """Log what goes wrong with one file, so that the others get their turn."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as exc:
+        log.error("%s: left as it is until tomorrow: %s", path.name, exc)
+        remove_draft(path.parent)
+
+
+def remove_draft(directory: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(directory / DRAFT_NAME)
+
+
+def expired_keys(directory: Path, today: date) -> Iterator[Path]:
+    for path in directory.iterdir():
+        if match := KEY_NAME.fullmatch(path.name):
+            with contextlib.suppress(ValueError):  # a 31st of February
+                age_days = (today - date.fromisoformat(match[1])).days
+                if not -KEY_DAYS_AHEAD <= age_days <= KEY_DAYS_AFTER:
+                    yield path
+
+
+def compress(plain: Path, min_free_bytes: int) -> None:
+    """Replace a day's file by its compressed form.
+
+    A run that is killed between the rename and the unlink leaves both, with the same lines;
+    the next run compresses the plain file again.  Where the archive holds other lines,
+    because the clock went back, both stay as they are.
+    """
+    archive, draft = compressed_path(plain), plain.with_name(DRAFT_NAME)
+    with opened(plain, os.O_RDONLY) as source:
+        if archive.exists() and not begins_with(source, archive):
+            return
+        size = os.fstat(source).st_size
+        write_draft(draft, compressed(source, size), FILE_MODE, min_free_bytes)
+        with locked(plain.parent):
+            if os.fstat(source).st_size != size or not is_named(source, plain):
+                os.unlink(draft)  # somebody wrote to it: the next run takes it
+                return
+            os.rename(draft, archive)
+            sync_directory(plain.parent)
+            os.unlink(plain)
+            sync_directory(plain.parent)
+
+
+def compressed(source: int, size: int) -> Iterator[bytes]:
+    packer = zlib.compressobj(wbits=GZIP_WBITS)
+    for offset in range(0, size, CHUNK_BYTES):
+        yield packer.compress(os.pread(source, min(CHUNK_BYTES, size - offset), offset))
+    yield packer.flush()

@@ -1,0 +1,153 @@
+"""What an operator may set, each by an environment variable, read once at start.
+
+    python settings.py COMMAND…    check the environment, then run the command
+
+gunicorn reads WEB_CONCURRENCY while it is imported, and ends with a traceback where that is
+no number; checked before, it ends with one line.
+"""
+
+import contextlib
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from parsing import Proxies, parse_network
+
+PREFIX = "TELEMETRY_"
+# Kubernetes sets these in every pod where a Service is called "telemetry".
+KUBERNETES_NAME = re.compile(r"TELEMETRY_(PORT(_.*)?|SERVICE_.*)")
+
+# What is done to the client's address in each mode, in the words of the page.
+ADDRESS_MODES = {
+    "full": "kept as it is",
+    "masked": "cut to its network (/24 for IPv4, /48 for IPv6) before it is stored",
+    "hashed": "replaced, before it is stored, by a keyed hash; "
+    "the key is random, made anew each day, and destroyed",
+    "none": "not stored",
+}
+
+
+class ConfigError(SystemExit):
+    """A setting that cannot be used.  Uncaught, it ends the program with its one line."""
+
+
+# Parsers: each takes the text of a variable, and returns its value or raises ValueError
+# with what is wanted.
+
+
+def directory(value: str) -> Path:
+    path = Path(value)
+    with contextlib.suppress(OSError):  # it may be allowed by the time it is made
+        if not value or any(there.is_file() for there in (path, *path.parents)):
+            raise ValueError("a directory")
+    return path
+
+
+def proxies(value: str) -> Proxies:
+    parts = [part.strip() for part in value.split(",")] if value else []
+    try:
+        networks = tuple(parse_network(part) for part in parts if part != "unix")
+    except ValueError as exc:
+        wanted = 'addresses, networks and "unix", separated by commas'
+        raise ValueError(f"{wanted} ({exc})") from exc
+    return Proxies(networks, unix="unix" in parts)
+
+
+def address_mode(value: str) -> str:
+    if value not in ADDRESS_MODES:
+        raise ValueError(f"one of {', '.join(ADDRESS_MODES)}")
+    return value
+
+
+def switch(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise ValueError("true or false")
+    return value == "true"
+
+
+def whole_number(value: str, low: int = 0, high: int = 10**9 - 1) -> int:
+    if not (value.isascii() and value.isdigit() and len(value) < 10 and low <= int(value) <= high):
+        raise ValueError(f"a whole number from {low} to {high}")
+    return int(value)
+
+
+def variable(default: str, parser: Callable[[str], Any], about: str) -> dict[str, Any]:
+    return {"default": default, "parser": parser, "about": about}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Each field is the variable TELEMETRY_ and its name in capitals."""
+
+    data_dir: Path = field(metadata=variable("data", directory, "where the files live"))
+    trusted_proxies: Proxies = field(
+        metadata=variable("", proxies, "whose X-Forwarded-For is believed")
+    )
+    ip: str = field(metadata=variable("full", address_mode, "what is stored of an address"))
+    honor_opt_out: bool = field(metadata=variable("true", switch, "honour Sec-GPC and DNT"))
+    compress_after_days: int = field(
+        metadata=variable("7", whole_number, "gzip a day's file at this age; 0 never")
+    )
+    retention_days: int = field(
+        metadata=variable("0", whole_number, "delete a day's file at this age; 0 never")
+    )
+    min_free_mb: int = field(
+        metadata=variable("64", whole_number, "free disk below which events get a 503")
+    )
+
+
+NAMES = {f"{PREFIX}{one.name.upper()}": one for one in fields(Settings)}
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Return the settings in `environ`.  Raises ConfigError on a value or name of no use."""
+    for name, value in environ.items():
+        if name.startswith(PREFIX) and name not in NAMES and not KUBERNETES_NAME.fullmatch(name):
+            raise ConfigError(f"{name}={value!r}: want one of {', '.join(NAMES)}")
+    values = {}
+    for name, one in NAMES.items():
+        value = environ.get(name, one.metadata["default"])
+        values[one.name] = parse(name, value, one.metadata["parser"])
+    return Settings(**values)
+
+
+def parse(name: str, value: str, parser: Callable[[str], Any]) -> Any:
+    try:
+        return parser(value)
+    except ValueError as exc:
+        raise ConfigError(f"{name}={value!r}: want {exc}") from exc
+
+
+# gunicorn's own variables.
+
+
+def worker_count(environ: Mapping[str, str]) -> int:
+    value = environ.get("WEB_CONCURRENCY", "1")
+    return int(parse("WEB_CONCURRENCY", value, lambda text: whole_number(text, 1, 1000)))
+
+
+def bind_addresses(environ: Mapping[str, str]) -> list[str]:
+    """Return where to listen: at $PORT on every interface, else on this machine only."""
+    if "PORT" not in environ:
+        return ["127.0.0.1:8000"]
+    port = parse("PORT", environ["PORT"], lambda text: whole_number(text, 1, 65535))
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::", 0))
+            # The kernel's default decides whether it takes IPv4 as well.
+            is_alone = probe.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    except OSError:
+        return [f"0.0.0.0:{port}"]
+    return [f"[::]:{port}", f"0.0.0.0:{port}"] if is_alone else [f"[::]:{port}"]
+
+
+if __name__ == "__main__":
+    read_settings(os.environ)
+    worker_count(os.environ)
+    bind_addresses(os.environ)
+    os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606 - the command is the operator's own

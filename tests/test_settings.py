@@ -1,0 +1,97 @@
+"""What an operator may set, and how a setting of no use is reported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from parsing import Proxies
+from server import GUNICORN, PATIENCE_SECONDS, ROOT
+from settings import ConfigError, bind_addresses, read_settings, worker_count
+
+
+def test_without_any_variable_the_settings_are_the_contracts() -> None:
+    assert vars(read_settings({"PATH": "/bin", "PORT": "80"})) == {
+        "data_dir": Path("data"),
+        "trusted_proxies": Proxies(),
+        "ip": "full",
+        "honor_opt_out": True,
+        "compress_after_days": 7,
+        "retention_days": 0,
+        "min_free_mb": 64,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("TELEMETRY_DATA_DIR", "", "a directory"),
+        ("TELEMETRY_DATA_DIR", __file__, "a directory"),
+        ("TELEMETRY_DATA_DIR", f"{__file__}/data", "a directory"),
+        ("TELEMETRY_TRUSTED_PROXIES", "::ffff:127.0.0.1", 'addresses, networks and "unix"'),
+        ("TELEMETRY_TRUSTED_PROXIES", "fe80::1%eth0", 'addresses, networks and "unix"'),
+        ("TELEMETRY_TRUSTED_PROXIES", "10.0.0.1/8", 'addresses, networks and "unix"'),
+        ("TELEMETRY_TRUSTED_PROXIES", "nginx", 'addresses, networks and "unix"'),
+        ("TELEMETRY_TRUSTED_PROXIES", "127.0.0.1,", 'addresses, networks and "unix"'),
+        ("TELEMETRY_IP", "FULL", "one of full, masked, hashed, none"),
+        ("TELEMETRY_HONOR_OPT_OUT", "yes", "true or false"),
+        ("TELEMETRY_HONOR_OPT_OUT", "", "true or false"),
+        ("TELEMETRY_COMPRESS_AFTER_DAYS", "-1", "a whole number from 0 to 999999999"),
+        ("TELEMETRY_RETENTION_DAYS", "90d", "a whole number from 0 to 999999999"),
+        ("TELEMETRY_RETENTION_DAYS", "1e3", "a whole number from 0 to 999999999"),
+        ("TELEMETRY_MIN_FREE_MB", "٣", "a whole number from 0 to 999999999"),
+        ("TELEMETRY_MIN_FREE_MB", "9" * 10, "a whole number from 0 to 999999999"),
+        ("TELEMETRY_RETENTION", "90", "one of TELEMETRY_DATA_DIR, "),
+        ("TELEMETRY_PORTS", "1", "one of TELEMETRY_DATA_DIR, "),
+    ],
+)
+def test_a_setting_of_no_use_is_one_line_with_name_value_and_what_is_wanted(
+    name: str, value: str, wanted: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_settings({name: value})
+
+    message = str(refused.value)
+    assert message.startswith(f"{name}={value!r}: want {wanted}")
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TELEMETRY_PORT",
+        "TELEMETRY_PORT_8000_TCP_ADDR",
+        "TELEMETRY_SERVICE_HOST",
+        "TELEMETRY_SERVICE_PORT_HTTP",
+    ],
+)
+def test_what_kubernetes_sets_for_a_service_called_telemetry_is_passed_over(name: str) -> None:
+    assert read_settings({name: "tcp://10.0.0.1:8000"}) == read_settings({})
+
+
+@pytest.mark.parametrize("value", ["auto", "abc", "", "0", "-1", "1.5", "9999"])
+@pytest.mark.parametrize("name", ["WEB_CONCURRENCY", "PORT"])
+def test_a_server_variable_of_no_use_stops_the_start_with_one_line(name: str, value: str) -> None:
+    if (name, value) == ("PORT", "9999"):
+        value = "70000"
+    ran = subprocess.run(
+        [sys.executable, "settings.py", GUNICORN],
+        cwd=ROOT,
+        env={**os.environ, name: value},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(f"{name}={value!r}: want a whole number from 1 to ")
+    assert len(ran.stderr.splitlines()) == 1
+
+
+def test_without_port_it_listens_on_this_machine_only_and_with_it_on_every_interface() -> None:
+    assert bind_addresses({}) == ["127.0.0.1:8000"]
+    assert bind_addresses({"PORT": "80"})[-1] in ("[::]:80", "0.0.0.0:80")
+    assert worker_count({}) == 1
+    assert worker_count({"WEB_CONCURRENCY": "3"}) == 3

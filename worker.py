@@ -1,0 +1,508 @@
+"""A gunicorn worker with one loop and no threads for clients.
+
+The way of an event through one round of the loop:
+
+    receive()     accept, recv; what is incomplete waits, bounded in number, bytes and seconds
+    call_app()    for every complete request: parse, validate, Store.enqueue()
+    respond()     for each: ask for the response's body; the first one makes Store.wait()
+                  flush the batch, one write and one sync for all events of the round;
+                  then each response leaves with one send()
+
+PEP 3333 lets an application start its response as late as in the first step of the
+iteration: that is where ours waits for the disk.  Any other WSGI server runs the same
+application, only slower.
+"""
+
+import errno
+import os
+import re
+import select
+import socket
+import time
+from collections.abc import Callable, Iterable
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any
+
+from gunicorn.config import Config
+from gunicorn.http import errors
+from gunicorn.http.body import ChunkedReader, LengthReader
+from gunicorn.http.message import Request
+from gunicorn.http.unreader import IterUnreader
+from gunicorn.http.wsgi import base_environ
+from gunicorn.util import unquote_to_wsgi_str
+from gunicorn.workers.base import Worker
+
+from responses import RETRY_LATER, Headers, Prepared, problem
+
+TICK_SECONDS = 1.0
+RECEIVE_SECONDS = 9.0  # a request has 10 to arrive, and deadlines are looked at once a tick
+RECV_BYTES = 2**16
+MAX_HEAD_BYTES = 2**16
+MAX_BODY_BYTES = 2**16  # a longer one is for the application to refuse
+MAX_CHUNK_LINE_BYTES = 2**13
+MAX_REQUEST_BYTES = 2**19  # room for the longest body in chunks of one byte
+MAX_INCOMPLETE_BYTES = 2**24  # of all connections together
+MAX_DRAINED_BYTES = 2**24
+MAX_ACCEPTED = 32  # in a round, or other workers would have nothing to do; but
+SLOW_ROUND_SECONDS = 0.1  # after a round that took longer all are, for the disk is slow
+
+CRLF = b"\r\n"
+HEAD_END = CRLF + CRLF
+CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;.*)?", re.DOTALL)
+NOT_IN_HEADERS = re.compile(r"[\r\n\0]")
+NO_BODY = {100, 101, 102, 103, HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
+
+PARSER_STATUSES = {
+    errors.LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
+    errors.ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
+    errors.LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+}
+FAILED = problem(HTTPStatus.INTERNAL_SERVER_ERROR, "The server has an error of its own.")
+
+# What gunicorn offers and this worker does not: setting, the only value it takes, what to do.
+UNSUPPORTED = (
+    ("is_ssl", None, "let a proxy in front end TLS"),
+    ("http_protocols", ["h1"], "let a proxy in front speak HTTP/2"),
+    ("http2_cleartext", "off", "let a proxy in front speak HTTP/2"),
+    ("proxy_protocol", "off", "let the proxy in front set X-Forwarded-For"),
+    ("accesslog", None, "an access log would hold addresses and payloads"),
+)
+
+
+class Connection:
+    """A client's socket, and what has arrived on it for requests not answered yet."""
+
+    def __init__(self, sock: socket.socket, client: Any, base_environ: dict[str, Any]) -> None:
+        self.sock, self.base_environ = sock, base_environ
+        self.address = client[0] if isinstance(client, tuple) else ""  # none on a Unix socket
+        self.received = bytearray()
+        self.request_count = 0
+        self.is_at_end = False  # the client sends nothing more
+        self.is_registered = False
+        self.drained_bytes: int | None = None  # a number once the last response was sent
+        self.start_request(RECEIVE_SECONDS)
+
+    def start_request(self, seconds: float) -> None:
+        self.deadline = time.monotonic() + seconds
+        self.is_late = False
+        self.request: Request | None = None
+        self.error: Exception | None = None
+        self.parsed_bytes = self.head_bytes = 0
+        self.end: int | None = None  # of the request in `received`, once it is all there
+        self.chunk_start = self.chunked_bytes = 0
+
+    @property
+    def is_receiving(self) -> bool:
+        return bool(self.received) and self.drained_bytes is None
+
+    # When a request can be answered: it is all there, or more bytes would not help.
+
+    def is_complete(self, cfg: Config) -> bool:
+        is_over = self.is_at_end or self.is_late
+        if not self.request and not self.error:
+            if not (self.has_head() or is_over):
+                return False
+            self.parse(cfg)
+        return self.error is not None or self.has_body() or is_over
+
+    def has_head(self) -> bool:
+        end = self.received.find(HEAD_END)
+        if end >= 0:
+            self.head_bytes = end + len(HEAD_END)
+            return True
+        # The parser refuses a bare LF, and what is too long.
+        has_bare_lf = self.received.count(b"\n") != self.received.count(CRLF)
+        return has_bare_lf or len(self.received) > MAX_HEAD_BYTES
+
+    def parse(self, cfg: Config) -> None:
+        self.parsed_bytes = len(self.received)
+        source = IterUnreader([bytes(self.received)])
+        try:
+            self.request = Request(cfg, source, (self.address, 0), self.request_count + 1)
+        except Exception as exc:  # whatever it is, the request cannot be read
+            self.error = exc
+            if self.parsed_bytes > MAX_HEAD_BYTES and isinstance(exc, errors.NoMoreData):
+                self.error = errors.LimitRequestHeaders("the head is too long")
+
+    def has_body(self) -> bool:
+        reader = self.request.body.reader if self.request else None
+        if isinstance(reader, ChunkedReader):
+            return self.has_last_chunk() or len(self.received) > MAX_REQUEST_BYTES
+        length = reader.length if isinstance(reader, LengthReader) else 0
+        if len(self.received) >= self.head_bytes + length:
+            self.end = self.head_bytes + length
+        return self.end is not None or length > MAX_BODY_BYTES
+
+    def has_last_chunk(self) -> bool:
+        """Follow the chunks (RFC 9112, 7.1) from where the last look had to stop."""
+        at = self.chunk_start or self.head_bytes
+        while (line_end := self.received.find(CRLF, at)) >= 0:
+            line = CHUNK_SIZE.fullmatch(self.received[at:line_end])
+            size = int(line[1], 16) if line else 0
+            start = line_end + len(CRLF)
+            arrived = min(size, len(self.received) - start)
+            if not line or self.chunked_bytes + arrived > MAX_BODY_BYTES:
+                return True  # the application will find it malformed, or too long
+            if size == 0:  # the last chunk: trailers may follow
+                end = self.received.find(HEAD_END, line_end)
+                self.end = end + len(HEAD_END) if end >= 0 else None
+                return self.end is not None
+            if arrived < size:
+                return False
+            self.chunked_bytes += size
+            self.chunk_start = at = start + size + len(CRLF)
+        return len(self.received) - at > MAX_CHUNK_LINE_BYTES
+
+    def expects_continue(self) -> bool:
+        request = self.request
+        if not request or request.version < (1, 1):
+            return False
+        return any(name == "EXPECT" for name, _ in request.headers)
+
+    def environ(self, cfg: Config) -> dict[str, Any]:
+        """Return the WSGI environment of the request (PEP 3333)."""
+        if self.parsed_bytes < len(self.received):
+            self.parse(cfg)  # again, with the rest of the body
+        request = self.request
+        assert request  # noqa: S101 - is_complete() has seen it parsed
+        environ = {
+            **self.base_environ,
+            "REQUEST_METHOD": request.method,
+            "PATH_INFO": unquote_to_wsgi_str(request.path) or "/",
+            "QUERY_STRING": request.query,
+            "SERVER_PROTOCOL": f"HTTP/{request.version[0]}.{request.version[1]}",
+            "REMOTE_ADDR": self.address,
+            "wsgi.input": request.body,
+        }
+        for name, value in request.headers:
+            key = ENVIRON_NAMES.get(name) or f"HTTP_{name.replace('-', '_')}"
+            environ[key] = f"{environ[key]},{value}" if key in environ else value
+        return environ
+
+    def can_continue(self) -> bool:
+        """Tell whether another request may follow: the client may ask, and its start is known."""
+        request = self.request
+        if not request or self.error or self.end is None or request.body.failed:
+            return False
+        return not request.should_close()
+
+    def send(self, content: bytes) -> bool:
+        """Send all of it, or return False: a client with no room left does not read."""
+        try:
+            sent = self.sock.send(content, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError:
+            return False
+        return sent == len(content)
+
+
+ENVIRON_NAMES = {"CONTENT-TYPE": "CONTENT_TYPE", "CONTENT-LENGTH": "CONTENT_LENGTH"}
+
+
+class Exchange:
+    """One request's way through the application."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.status = ""
+        self.headers: list[tuple[str, str]] = []
+        self.content: list[bytes] = []
+        self.body: Iterable[bytes] = ()
+        self.error = connection.error
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], object]:
+        self.status, self.headers = status, headers
+        return self.content.append
+
+    def finish(self) -> Prepared:
+        """Take the body from the application, which may start its response only now."""
+        if self.error:
+            raise self.error
+        try:
+            self.content.extend(self.body)
+        finally:
+            if hasattr(self.body, "close"):
+                self.body.close()
+        return Prepared(self.status, tuple(self.headers), b"".join(self.content))
+
+
+class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
+    """Answers in rounds: the application sees all complete requests before it must answer one."""
+
+    alive: bool
+
+    @classmethod
+    def check_config(cls, cfg: Config, log: Any) -> None:
+        """End the start where a setting asks for what this worker does not do."""
+        for name, supported, remedy in UNSUPPORTED:
+            value = getattr(cfg, name)
+            if value and value != supported:
+                raise SystemExit(f"{name}={value!r}: not supported; {remedy}")
+
+    def run(self) -> None:
+        self.connections: dict[int, Connection] = {}
+        self.ready: list[Connection] = []
+        self.round_seconds = self.next_tick = 0.0
+        self.retire_at: float | None = None  # when max_requests has been reached
+        self.is_accepting = False
+        self.epoll = select.epoll()
+        self.epoll.register(self.PIPE[0], select.EPOLLIN)  # signals wake the loop
+        self.listeners = {
+            one.fileno(): (one, listener_environ(one, self.cfg)) for one in self.sockets
+        }
+        while self.alive or self.is_receiving():
+            try:
+                self.run_round()
+            except Exception:
+                # An error of every round never gets to a tick: then the master ends the worker.
+                self.log.exception("the loop goes on after an error")
+        for connection in list(self.connections.values()):
+            self.close(connection)
+
+    def is_receiving(self) -> bool:
+        return any(one.is_receiving for one in self.connections.values())
+
+    def run_round(self) -> None:
+        if not self.alive and self.is_accepting:
+            self.stop_accepting()
+        if time.monotonic() >= self.next_tick:
+            self.tick()
+        for fd, _ in self.epoll.poll(0 if self.ready else TICK_SECONDS):
+            if fd in self.listeners:
+                self.accept(*self.listeners[fd])
+            elif fd in self.connections:
+                self.receive(self.connections[fd])
+            elif fd == self.PIPE[0]:
+                os.read(fd, RECV_BYTES)  # the signal has been handled
+        self.answer_ready()
+        self.retire_if_due()
+
+    def tick(self) -> None:
+        """Do what is done once a second: the heartbeat, deadlines, accepting after a pause."""
+        now = time.monotonic()
+        self.next_tick = now + TICK_SECONDS
+        self.notify()
+        self.alive = self.alive and self.ppid == os.getppid()
+        if self.alive and not self.is_accepting:
+            self.start_accepting()
+        for connection in list(self.connections.values()):
+            if connection.deadline <= now and connection not in self.ready:
+                connection.is_late = True
+                self.examine(connection)
+
+    def retire_if_due(self) -> None:
+        """End after max_requests, but go on accepting while requests are incomplete.
+
+        The next worker starts only when this one has ended, and one slow client must not
+        keep all others waiting for that.
+        """
+        now = time.monotonic()
+        if self.alive and self.nr >= self.max_requests and self.retire_at is None:
+            self.log.info("the worker ends after %d requests", self.nr)
+            self.retire_at = now + RECEIVE_SECONDS
+        if self.retire_at is not None and (now >= self.retire_at or not self.is_receiving()):
+            self.alive = False
+            for connection in self.connections.values():
+                connection.deadline = now
+
+    # Connections.
+
+    def start_accepting(self) -> None:
+        self.is_accepting = True
+        for fd in self.listeners:
+            # Exclusive: a new connection wakes one worker, not all of them.
+            self.epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    def stop_accepting(self) -> None:
+        self.is_accepting = False
+        for fd in self.listeners:
+            self.epoll.unregister(fd)
+
+    def accept(self, listener: Any, environ: dict[str, Any]) -> None:
+        is_slow = self.round_seconds > SLOW_ROUND_SECONDS
+        for _ in range(self.cfg.worker_connections if is_slow else MAX_ACCEPTED):
+            if len(self.connections) >= self.cfg.worker_connections and not self.make_room():
+                return
+            try:
+                sock, client = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                if exc.errno != errno.ECONNABORTED:
+                    self.log.error("cannot accept for a moment: %s", exc)
+                    self.make_room()
+                    self.stop_accepting()  # until the next tick
+                return
+            self.connections[sock.fileno()] = Connection(sock, client, environ)
+            self.receive(self.connections[sock.fileno()])
+
+    def make_room(self) -> bool:
+        """Give up the connection nearest to its deadline, rather one that asks for nothing."""
+        waiting = [one for one in self.connections.values() if one not in self.ready]
+        if waiting:
+            one = min(waiting, key=lambda one: (one.is_receiving, one.deadline))
+            if one.is_receiving:
+                one.send(response_bytes(RETRY_LATER))
+            self.close(one)
+        return bool(waiting)
+
+    def receive(self, connection: Connection) -> None:
+        try:
+            content = connection.sock.recv(RECV_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self.watch(connection)
+            return
+        except OSError:
+            self.close(connection)
+            return
+        if connection.drained_bytes is not None:
+            self.drain(connection, content)
+            return
+        if content and not connection.received:
+            connection.deadline = time.monotonic() + RECEIVE_SECONDS
+        connection.received += content
+        connection.is_at_end = not content
+        self.examine(connection)
+
+    def examine(self, connection: Connection) -> None:
+        """Have the request answered if it is complete; else wait for more of it."""
+        if not connection.is_receiving:
+            if connection.is_at_end or connection.is_late:
+                self.close(connection)
+            else:
+                self.watch(connection)
+        elif connection.is_complete(self.cfg):
+            self.ready.append(connection)
+        else:
+            self.watch(connection)
+            if connection.expects_continue():
+                connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.bound_incomplete()
+
+    def bound_incomplete(self) -> None:
+        """Give up the largest incomplete request while all of them are too much."""
+        waiting = [one for one in self.connections.values() if one not in self.ready]
+        if sum(len(one.received) for one in waiting) > MAX_INCOMPLETE_BYTES:
+            largest = max(waiting, key=lambda one: len(one.received))
+            self.answer(largest, RETRY_LATER)
+
+    def watch(self, connection: Connection) -> None:
+        if not connection.is_registered:
+            self.epoll.register(connection.sock, select.EPOLLIN)
+            connection.is_registered = True
+
+    def drain(self, connection: Connection, content: bytes) -> None:
+        connection.drained_bytes = (connection.drained_bytes or 0) + len(content)
+        if not content or connection.drained_bytes > MAX_DRAINED_BYTES:
+            self.close(connection)
+
+    def close(self, connection: Connection) -> None:
+        del self.connections[connection.sock.fileno()]
+        connection.sock.close()
+
+    # Requests.
+
+    def answer_ready(self) -> None:
+        began = time.monotonic()
+        ready, self.ready = self.ready, []
+        for exchange in [self.call_app(connection) for connection in ready]:
+            self.respond(exchange)
+        self.round_seconds = time.monotonic() - began
+
+    def call_app(self, connection: Connection) -> Exchange:
+        exchange = Exchange(connection)
+        self.nr += 1
+        connection.request_count += 1
+        try:
+            if connection.error is None:
+                environ = connection.environ(self.cfg)
+                exchange.body = self.wsgi(environ, exchange.start_response)
+        except Exception as exc:
+            exchange.error = exc
+        return exchange
+
+    def respond(self, exchange: Exchange) -> None:
+        connection = exchange.connection
+        try:
+            prepared = exchange.finish()
+        except Exception as exc:
+            prepared = self.explain(exc)
+        self.answer(connection, prepared)
+
+    def explain(self, exc: Exception) -> Prepared:
+        if isinstance(exc, errors.ParseException | errors.NoMoreData):
+            return problem(PARSER_STATUSES.get(type(exc), 400), "The request is not valid HTTP.")
+        self.log.error("a request could not be answered", exc_info=exc)
+        return FAILED
+
+    def answer(self, connection: Connection, prepared: Prepared) -> None:
+        """Send a response with one send(), and wait for the next request or close."""
+        may_continue = connection.can_continue() and self.alive and self.cfg.keepalive > 0
+        is_head = connection.request is not None and connection.request.method == "HEAD"
+        if not connection.send(response_bytes(prepared, is_head, may_continue)):
+            self.close(connection)
+        elif may_continue:
+            del connection.received[: connection.end]
+            connection.start_request(self.cfg.keepalive)
+            if connection.received:
+                connection.deadline = time.monotonic() + RECEIVE_SECONDS
+            self.examine(connection)
+        elif connection.is_at_end or connection.end == len(connection.received):
+            self.close(connection)
+        else:
+            self.start_draining(connection)
+
+    def start_draining(self, connection: Connection) -> None:
+        """Read what the client still sends: unread bytes make close() a reset.
+
+        A reset can overtake the response.
+        """
+        try:
+            connection.sock.shutdown(socket.SHUT_WR)
+            connection.received.clear()
+            connection.drained_bytes = 0
+            connection.deadline = time.monotonic() + RECEIVE_SECONDS
+            self.watch(connection)
+        except OSError:
+            self.close(connection)
+
+
+def listener_environ(listener: Any, cfg: Config) -> dict[str, Any]:
+    name = listener.getsockname()
+    host, port = name[:2] if isinstance(name, tuple) else ("localhost", 80)
+    return {
+        **base_environ(cfg),
+        "SCRIPT_NAME": "",
+        "SERVER_NAME": host,
+        "SERVER_PORT": str(port),
+        "wsgi.url_scheme": "http",
+    }
+
+
+def response_bytes(prepared: Prepared, is_head: bool = False, keep_alive: bool = False) -> bytes:
+    head, has_length = encode_head(prepared.status, prepared.headers)
+    date = http_date(int(time.time()))
+    more = f"Date: {date}\r\nConnection: {'keep-alive' if keep_alive else 'close'}\r\n"
+    if not has_length and not is_head:
+        more += f"Content-Length: {len(prepared.body)}\r\n"
+    body = b"" if is_head else prepared.body
+    return b"%b%b\r\n%b" % (head, more.encode("ascii"), body)
+
+
+@lru_cache(256)  # most responses have the same few heads
+def encode_head(status: str, headers: Headers) -> tuple[bytes, bool]:
+    """Return the status line and headers, and whether they leave the length as it is."""
+    lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers)]
+    if any(NOT_IN_HEADERS.search(line) for line in lines):
+        raise ValueError("a response header must not hold a line break")
+    names = {name.lower() for name, _ in headers}
+    has_length = "content-length" in names or int(status[:3]) in NO_BODY
+    return "".join(f"{line}\r\n" for line in lines).encode("latin-1"), has_length
+
+
+@lru_cache(1)
+def http_date(second: int) -> str:
+    return formatdate(second, usegmt=True)
