@@ -36,6 +36,9 @@ limit_request_line = 8190
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
 
+# Not the C parser where somebody has installed it: every installation parses alike.
+http_parser = "python"
+
 # The control socket would be a second way in.
 control_socket_disable = True
 

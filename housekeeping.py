@@ -54,7 +54,10 @@ class Housekeeping:
 
     def start(self) -> None:
         """Run now and each new day, in a thread."""
-        threading.Thread(target=self.run_daily, name="housekeeping", daemon=True).start()
+        try:
+            threading.Thread(target=self.run_daily, name="housekeeping", daemon=True).start()
+        except RuntimeError as exc:  # no room for a thread: the next worker tries again
+            log.error("no housekeeping by this worker: %s", exc)
 
     def run_daily(self) -> None:
         last = None

@@ -86,7 +86,7 @@ class Connection:
 
     def start_request(self, seconds: float) -> None:
         self.deadline = time.monotonic() + seconds
-        self.is_late = False
+        self.is_late = self.was_told_to_continue = False
         self.request: Request | None = None
         self.error: Exception | None = None
         self.parsed_bytes = self.head_bytes = 0
@@ -155,11 +155,13 @@ class Connection:
             self.chunk_start = at = start + size + len(CRLF)
         return len(self.received) - at > MAX_CHUNK_LINE_BYTES
 
-    def expects_continue(self) -> bool:
+    def say_continue(self) -> None:
+        """Ask for the body where the client waits for that (RFC 9110, 10.1.1)."""
         request = self.request
-        if not request or request.version < (1, 1):
-            return False
-        return any(name == "EXPECT" for name, _ in request.headers)
+        if request and request.version >= (1, 1) and not self.was_told_to_continue:
+            self.was_told_to_continue = True
+            if any(name == "EXPECT" for name, _ in request.headers):
+                self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def environ(self, cfg: Config) -> dict[str, Any]:
         """Return the WSGI environment of the request (PEP 3333)."""
@@ -203,13 +205,12 @@ ENVIRON_NAMES = {"CONTENT-TYPE": "CONTENT_TYPE", "CONTENT-LENGTH": "CONTENT_LENG
 class Exchange:
     """One request's way through the application."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
         self.status = ""
         self.headers: list[tuple[str, str]] = []
         self.content: list[bytes] = []
         self.body: Iterable[bytes] = ()
-        self.error = connection.error
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
@@ -274,7 +275,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
             if fd in self.listeners:
                 self.accept(*self.listeners[fd])
             elif fd in self.connections:
-                self.receive(self.connections[fd])
+                self.attempt(self.receive, self.connections[fd])
             elif fd == self.PIPE[0]:
                 os.read(fd, RECV_BYTES)  # the signal has been handled
         self.answer_ready()
@@ -291,7 +292,15 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         for connection in list(self.connections.values()):
             if connection.deadline <= now and connection not in self.ready:
                 connection.is_late = True
-                self.examine(connection)
+                self.attempt(self.examine, connection)
+
+    def attempt(self, step: Callable[[Connection], None], connection: Connection) -> None:
+        """Do something for one client; an error in it is no other client's affair."""
+        try:
+            step(connection)
+        except Exception:
+            self.log.exception("a connection is dropped after an error")
+            self.close(connection)
 
     def retire_if_due(self) -> None:
         """End after max_requests, but go on accepting while requests are incomplete.
@@ -336,8 +345,9 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
                     self.make_room()
                     self.stop_accepting()  # until the next tick
                 return
-            self.connections[sock.fileno()] = Connection(sock, client, environ)
-            self.receive(self.connections[sock.fileno()])
+            connection = Connection(sock, client, environ)
+            self.connections[sock.fileno()] = connection
+            self.attempt(self.receive, connection)
 
     def make_room(self) -> bool:
         """Give up the connection nearest to its deadline, rather one that asks for nothing."""
@@ -378,8 +388,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
             self.ready.append(connection)
         else:
             self.watch(connection)
-            if connection.expects_continue():
-                connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            connection.say_continue()
             self.bound_incomplete()
 
     def bound_incomplete(self) -> None:
@@ -400,7 +409,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
             self.close(connection)
 
     def close(self, connection: Connection) -> None:
-        del self.connections[connection.sock.fileno()]
+        self.connections.pop(connection.sock.fileno(), None)
         connection.sock.close()
 
     # Requests.
@@ -408,12 +417,12 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
     def answer_ready(self) -> None:
         began = time.monotonic()
         ready, self.ready = self.ready, []
-        for exchange in [self.call_app(connection) for connection in ready]:
-            self.respond(exchange)
+        for connection, exchange in [(one, self.call_app(one)) for one in ready]:
+            self.respond(connection, exchange)
         self.round_seconds = time.monotonic() - began
 
     def call_app(self, connection: Connection) -> Exchange:
-        exchange = Exchange(connection)
+        exchange = Exchange(connection.error)
         self.nr += 1
         connection.request_count += 1
         try:
@@ -424,10 +433,10 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
             exchange.error = exc
         return exchange
 
-    def respond(self, exchange: Exchange) -> None:
-        connection = exchange.connection
+    def respond(self, connection: Connection, exchange: Exchange) -> None:
         try:
             prepared = exchange.finish()
+            encode_head(prepared.status, prepared.headers)
         except Exception as exc:
             prepared = self.explain(exc)
         self.answer(connection, prepared)

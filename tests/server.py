@@ -53,12 +53,13 @@ class Server:
         *arguments: str,
         environ: Mapping[str, str] | None = None,
         launcher: Iterable[str] = (),
+        command: Iterable[object] = (GUNICORN, "--bind", "127.0.0.1:0"),
     ) -> None:
         self.data_dir = data_dir
         self.log: list[str] = []
         self.listening = threading.Event()
         self.process = subprocess.Popen(
-            [*launcher, GUNICORN, "--bind", "127.0.0.1:0", *arguments],
+            [*launcher, *map(str, command), *arguments],
             cwd=ROOT,
             env={**os.environ, "TELEMETRY_DATA_DIR": str(data_dir), **(environ or {})},
             stderr=subprocess.PIPE,
@@ -75,7 +76,9 @@ class Server:
         with contextlib.suppress(ValueError):  # closed by kill()
             for line in self.process.stderr or ():
                 self.log.append(line.rstrip("\n"))
-                if found := re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", line):
+                if found := re.search(
+                    r"(?:Listening at:|Serving on) http://127\.0\.0\.1:(\d+)", line
+                ):
                     self.port = int(found[1])
                     self.listening.set()
         self.listening.set()
