@@ -415,13 +415,10 @@ def test_a_frozen_disk_delays_nobody_of_forty_that_come_at_once(
     wait_until(lambda: server.send_cli().status == 204)
 
 
-def test_a_slow_disk_delays_nobody_of_400_that_come_at_once(serve: Callable[..., Server]) -> None:
-    """Slow is not stalled: nobody is turned away, so all must share a few syncs."""
-    server = serve("--pythonpath=tests", "--env=FSYNC_SECONDS=0.65", "slow_disk:app")
-    # The first ones make the directory and the file, with several syncs.
-    wait_until(lambda: server.send_cli().status == 204)
+def answers_to_many_at_once(server: Server, clients: int) -> tuple[list[int], float]:
+    """Send that many events at once; return their statuses and the seconds that it took."""
     content = request("POST", "/cli", [("Connection", "close")], json.dumps(CLI).encode())
-    connections = [server.connect() for _ in range(400)]
+    connections = [server.connect() for _ in range(clients)]
     began = time.monotonic()
     for connection in connections:
         connection.sendall(content)
@@ -429,9 +426,37 @@ def test_a_slow_disk_delays_nobody_of_400_that_come_at_once(serve: Callable[...,
     seconds = time.monotonic() - began
     for connection in connections:
         connection.close()
+    return statuses, seconds
+
+
+@pytest.mark.parametrize("ip", ["full", "hashed"])
+def test_a_slow_disk_delays_nobody_of_400_that_come_at_once(
+    serve: Callable[..., Server], ip: str
+) -> None:
+    """Slow is not stalled: nobody is turned away, so all must share a few syncs."""
+    slow = ("--pythonpath=tests", "--env=FSYNC_SECONDS=0.65", "slow_disk:app")
+    server = serve(*slow, IP=ip)
+    # The first ones make the directory, the file and the key, with several syncs.
+    wait_until(lambda: server.send_cli().status == 204)
+    statuses, seconds = answers_to_many_at_once(server, 400)
 
     assert statuses == [204] * 400
     assert seconds < ANSWERED_WITHIN_SECONDS + NOISE_SECONDS
+
+
+@pytest.mark.parametrize("ip", ["full", "hashed"])
+@pytest.mark.parametrize("fsync_seconds", [0.65, 1.2])
+def test_a_disk_that_fails_slowly_delays_nobody_of_100_that_come_at_once(
+    serve: Callable[..., Server], ip: str, fsync_seconds: float
+) -> None:
+    failing = (f"--env=FSYNC_SECONDS={fsync_seconds}", "--env=FSYNC_FAILS=1", "slow_disk:app")
+    server = serve("--pythonpath=tests", *failing, IP=ip)
+    for _ in range(2):
+        statuses, seconds = answers_to_many_at_once(server, 100)
+
+        assert statuses == [503] * 100
+        assert seconds < ANSWERED_WITHIN_SECONDS + NOISE_SECONDS
+    assert server.lines() == []
 
 
 def test_a_frozen_disk_with_no_data_directory_yet_delays_no_answer_either(

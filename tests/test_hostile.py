@@ -7,7 +7,6 @@ import socket
 import time
 from base64 import b64encode
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from server import (
     COMMON_HEADERS,
     CORE,
     PATIENCE_SECONDS,
-    ROOT,
     Answer,
     Server,
     read_answer,
@@ -199,7 +197,7 @@ def test_a_header_of_any_content_does_no_harm(shared: Server, name: str, value: 
 
 
 def connect_many(server: Server, sent: bytes) -> list[socket.socket]:
-    """Twice as many connections as there are threads, each with only this sent."""
+    """Many connections, each with only this sent."""
     connections = [server.connect() for _ in range(2 * 16)]
     for connection in connections:
         connection.sendall(sent)
@@ -215,7 +213,7 @@ def answered_in(server: Server) -> float:
 def test_others_are_answered_at_once_beside_silent_connections(server: Server) -> None:
     connections = connect_many(server, b"")
 
-    assert answered_in(server) < 3  # threads held by the silent would make it five or more
+    assert answered_in(server) < 3
     assert server.stop() == 0
     for connection in connections:
         connection.close()
@@ -234,18 +232,15 @@ def test_more_silent_connections_than_a_worker_takes_hold_up_nobody(
         connection.close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "sent",
     [b"P", b"POST /cli HTTP/1.1\r\nX: ", b"POST /cli HTTP/1.1\r\nContent-Length: 9999\r\n\r\n{"],
     ids=["first byte", "headers", "body"],
 )
-def test_others_are_answered_within_the_limit_beside_slow_clients(
-    server: Server, sent: bytes
-) -> None:
+def test_others_are_answered_at_once_beside_slow_clients(server: Server, sent: bytes) -> None:
     connections = connect_many(server, sent)
 
-    assert answered_in(server) < RECEIVE_SECONDS + 3  # as noisy as a test machine is
+    assert answered_in(server) < 3
     for connection in connections:
         connection.close()
 
@@ -309,7 +304,7 @@ def test_one_connection_carries_many_requests(server: Server) -> None:
     assert len(server.lines()) == 6
 
 
-# Whole requests, which need no thread, beside others.
+# Complete requests beside others.
 
 
 CLOSE = ("Connection", "close")
@@ -419,7 +414,7 @@ def test_clients_that_never_read_hold_up_nobody(server: Server) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     for _ in range(1000):
         for sock in connections:
-            with contextlib.suppress(ConnectionError):  # dropped, unless it came to have a thread
+            with contextlib.suppress(ConnectionError):  # dropped
                 sock.sendall(request("GET", "/"))
         assert answered_in(server) < 3
     for sock in connections:
@@ -428,7 +423,6 @@ def test_clients_that_never_read_hold_up_nobody(server: Server) -> None:
 
 @pytest.mark.slow
 def test_a_client_that_never_reads_what_it_has_asked_for_is_dropped(server: Server) -> None:
-    """It has a thread by then, for it sends more before it is answered."""
     with server.connect() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.settimeout(2)
@@ -453,12 +447,3 @@ def test_more_connections_than_descriptors_do_not_stop_the_worker(data_dir: Path
         assert answered_in(server) < PATIENCE_SECONDS
     finally:
         server.kill()
-
-
-def test_gunicorn_is_the_pinned_one_for_the_worker_class_knows_its_insides() -> None:
-    pinned = dict(
-        line.split()[0].split("==")
-        for line in (ROOT / "requirements.txt").read_text().splitlines()
-        if "==" in line
-    )
-    assert version("gunicorn") == pinned["gunicorn"]
