@@ -22,7 +22,6 @@ lint: $(VENV)/dev ## check style and types
 
 bench: $(VENV)/run ## measure, for a quarter of an hour; wants wrk, nginx, node and npm
 	$(BIN)/python bench/compare.py
-	$(BIN)/python bench/inprocess.py
 	$(BIN)/python bench/soak.py
 	$(BIN)/python bench/durability.py
 	$(BIN)/python bench/report.py

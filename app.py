@@ -6,18 +6,19 @@ flask report    tell what was collected
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any, cast
 from uuid import uuid4
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from wsgiref.types import StartResponse, WSGIEnvironment
 from wsgiref.util import setup_testing_defaults
 
-from flask import Blueprint, Flask, Response, current_app, render_template, request
+from flask import Blueprint, Flask, Request, Response, current_app, render_template, request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import MapAdapter
 
 import parsing
 from dayfiles import encode, timestamp, utc_now
@@ -67,7 +68,7 @@ class Collector:
 def create_app(settings: Settings | None = None, clock: Callable[[], datetime] = utc_now) -> Flask:
     """Build the WSGI app.  Opens no file.  Raises ConfigError."""
     settings = settings or read_settings(os.environ)
-    app = Flask(__name__, static_folder=None)
+    app = AnyHost(__name__, static_folder=None)
     min_free_bytes = settings.min_free_mb * 2**20
     app.extensions["collector"] = Collector(
         settings,
@@ -82,7 +83,6 @@ def create_app(settings: Settings | None = None, clock: Callable[[], datetime] =
     )
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.merge_slashes = False  # no redirect, whatever the path is
-    app.wsgi_app = ignore_host(app.wsgi_app)  # type: ignore[method-assign, assignment]
     app.register_blueprint(bp)
     app.register_error_handler(Rejected, refuse)
     app.register_error_handler(NotStored, try_again)
@@ -91,14 +91,13 @@ def create_app(settings: Settings | None = None, clock: Callable[[], datetime] =
     return app
 
 
-def ignore_host(wsgi_app: WSGIApplication) -> WSGIApplication:
-    """Let a request be answered whatever its Host is: Werkzeug refuses what is no host name."""
+class AnyHost(Flask):
+    """Flask, for whatever Host a request names: Werkzeug refuses what is no host name."""
 
-    def call(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        environ["HTTP_HOST"] = "localhost"
-        return wsgi_app(environ, start_response)
-
-    return call
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        if request is None:
+            return None
+        return self.url_map.bind("localhost", default_method=request.method, path_info=request.path)
 
 
 # Prepared once, since they never differ: the responses to an event.
@@ -269,7 +268,7 @@ def read_body() -> bytes:
     length = int(environ.get("CONTENT_LENGTH") or 0)  # 0, too, where the body is chunked
     if length <= MAX_BODY_BYTES:
         try:
-            body: bytes = environ["wsgi.input"].read(MAX_BODY_BYTES + 1)
+            body: bytes = environ["wsgi.input"].read(length or MAX_BODY_BYTES + 1)
         except (OSError, ParseException) as exc:
             raise Rejected("body: want it whole, got a broken chunk or an early end.") from exc
     if length > MAX_BODY_BYTES or len(body) > MAX_BODY_BYTES:

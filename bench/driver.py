@@ -96,13 +96,6 @@ def process_tree(pid: int) -> list[Process]:
     return tree
 
 
-def busy_seconds() -> float:
-    """Return the CPU seconds that all cores together have spent, on whatever it was."""
-    fields = Path("/proc/stat").read_text().splitlines()[0].split()
-    user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, fields[1:])
-    return (user + nice + system + irq + softirq) / CLOCK_TICKS
-
-
 class Server(NamedTuple):
     port: int
     pid: int
@@ -126,7 +119,11 @@ def bench_directory() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def serving(
-    command: Iterable[object], port: int, directory: Path, environ: Mapping[str, str]
+    command: Iterable[object],
+    port: int,
+    directory: Path,
+    environ: Mapping[str, str],
+    root: Path = ROOT,
 ) -> Iterator[Server]:
     """Run a server; yield it once it has taken its first event."""
     log = directory / "server.log"
@@ -135,7 +132,7 @@ def serving(
     with log.open("wb") as log_file:
         process = subprocess.Popen(
             [str(part) for part in command],
-            cwd=ROOT,
+            cwd=root,
             env=inherited | environ,
             stdout=log_file,
             stderr=log_file,

@@ -60,9 +60,9 @@ def fsync_each_event() -> None:
 
     append_all = Appender.append
 
-    def append_each(appender: Appender, name: str, lines: bytes) -> None:
+    def append_each(appender: Appender, name: str, lines: bytes, deadline: float) -> None:
         for line in lines.splitlines(keepends=True):
-            append_all(appender, name, line)
+            append_all(appender, name, line, deadline)
 
     Appender.append = append_each
 
