@@ -87,7 +87,7 @@ class Connection:
     def start_request(self, seconds: float) -> None:
         self.deadline = time.monotonic() + seconds
         self.is_late = self.was_told_to_continue = False
-        self.request: Request | None = None
+        self.request: Any = None  # gunicorn's, once the head is there
         self.error: Exception | None = None
         self.parsed_bytes = self.head_bytes = 0
         self.end: int | None = None  # of the request in `received`, once it is all there
@@ -127,7 +127,7 @@ class Connection:
                 self.error = errors.LimitRequestHeaders("the head is too long")
 
     def has_body(self) -> bool:
-        reader = self.request.body.reader if self.request else None
+        reader = self.request.body.reader
         if isinstance(reader, ChunkedReader):
             return self.has_last_chunk() or len(self.received) > MAX_REQUEST_BYTES
         length = reader.length if isinstance(reader, LengthReader) else 0
@@ -144,15 +144,18 @@ class Connection:
             start = line_end + len(CRLF)
             arrived = min(size, len(self.received) - start)
             if not line or self.chunked_bytes + arrived > MAX_BODY_BYTES:
-                return True  # the application will find it malformed, or too long
+                return True  # malformed or too long: the application will say so
             if size == 0:  # the last chunk: trailers may follow
                 end = self.received.find(HEAD_END, line_end)
                 self.end = end + len(HEAD_END) if end >= 0 else None
                 return self.end is not None
-            if arrived < size:
+            next_start = start + size + len(CRLF)
+            if len(self.received) < next_start:
                 return False
+            if self.received[start + size : next_start] != CRLF:
+                return True
             self.chunked_bytes += size
-            self.chunk_start = at = start + size + len(CRLF)
+            self.chunk_start = at = next_start
         return len(self.received) - at > MAX_CHUNK_LINE_BYTES
 
     def say_continue(self) -> None:
@@ -168,7 +171,6 @@ class Connection:
         if self.parsed_bytes < len(self.received):
             self.parse(limits)  # again, with the rest of the body
         request = self.request
-        assert request  # noqa: S101 - is_complete() has seen it parsed
         environ = {
             **self.base_environ,
             "REQUEST_METHOD": request.method,

@@ -395,12 +395,14 @@ def test_the_answer_to_a_body_that_is_not_read_is_not_lost_in_a_reset(
     assert [answer.status for answer in answers] == [413] * 20
 
 
+@pytest.mark.parametrize("body", [b"zz\r\n", b"2\r\n{}XX0\r\n\r\n"])
 @pytest.mark.parametrize(("path", "status"), [("/nope", 404), ("/healthz", 405), ("/cli", 400)])
-def test_a_broken_body_that_nobody_reads_has_one_answer(
-    server: Server, path: str, status: int
+def test_what_follows_a_broken_body_is_no_request(
+    server: Server, path: str, status: int, body: bytes
 ) -> None:
     with server.connect() as sock:
-        sock.sendall(request("POST", path, [TRANSFER_CHUNKED], b"zz\r\n"))
+        sock.sendall(request("POST", path, [TRANSFER_CHUNKED], body) + request("GET", "/healthz"))
+        sock.shutdown(socket.SHUT_WR)
         answers = b"".join(iter(lambda: sock.recv(2**16), b""))
 
     assert answers.count(b"HTTP/1.1 ") == 1
