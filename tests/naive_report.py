@@ -101,12 +101,9 @@ def naive_report(directories: list[Path], since: date, until: date, today: date)
 
 
 def files_of(kind: str, directories: list[Path]) -> list[File]:
-    """Return the files that count; directories and files under two names are counted once."""
+    """Return the files that count; one that is found again, under whatever name, does not."""
     found, seen = [], set()
     for directory in directories:
-        if identity(directory) in seen:
-            continue
-        seen.add(identity(directory))
         for path in sorted(directory.iterdir()):
             match = FILE_NAME.fullmatch(path.name)
             if not match or match[1] != kind or not is_date(match[2]):

@@ -1,5 +1,6 @@
 """Every number of `flask report --format json`: by hand, and against an independent count."""
 
+import gzip
 import json
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -7,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import Flask
 
 from naive_report import naive_report
+from random_folders import NO_EVENTS, ODD_EVENTS
 
 UNTIL = date(2026, 11, 22)
 TODAY = date(2026, 11, 23)
@@ -47,6 +50,11 @@ def write_days(directory: Path, days: Days) -> None:
     for days_ago, records in days.items():
         path = directory / f"events-{UNTIL - timedelta(days=days_ago)}.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def write_lines(path: Path, lines: list[bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
 
 
 def at(report: Any, path: str) -> Any:
@@ -163,6 +171,10 @@ BY_HAND: dict[str, tuple[Days, dict[str, Any]]] = {
             "core.versions": rows("hosts", ("5.0.1", 1, 1), ("6", 0, 1)),
             "core.providers": rows("hosts", ("auth", 1, 1)),
         },
+    ),
+    "payloads are compared as they are stored, in ASCII": (
+        {0: [core(version="next"), core(version="\u00e9"), core(version="Next")]},
+        {"core.versions": rows("hosts", ("next", 1, 1), ("Next", 0, 1), ("\u00e9", 0, 1))},
     ),
     "payloads with keys in another order, or with null for a missing key, are one payload": (
         {
@@ -408,3 +420,157 @@ def test_the_numbers_are_those_counted_by_hand(
     report = count()
 
     assert {path: at(report, path) for path in expected} == expected
+
+
+def test_a_line_that_is_no_event_is_counted_as_unreadable(count: Count, data_dir: Path) -> None:
+    write_lines(data_dir / f"events-{UNTIL}.jsonl", NO_EVENTS)
+
+    report = count()
+
+    assert report["unreadable_lines"] == len(NO_EVENTS)
+    assert report["events"] == {"core": 0, "cli": 0}
+
+
+def test_an_event_written_in_another_way_is_an_event(count: Count, data_dir: Path) -> None:
+    write_lines(data_dir / f"events-{UNTIL}.jsonl", ODD_EVENTS)
+
+    report = count()
+
+    assert report["unreadable_lines"] == 0
+    assert sum(report["events"].values()) == len(ODD_EVENTS)
+
+
+ONE, TWO, THREE = (b'{"source":"core","hostname":"%d.com","payload":{}}\n' % n for n in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("plain", "archived", "events"),
+    [
+        pytest.param(ONE + TWO, None, 2, id="plain"),
+        pytest.param(None, [ONE + TWO], 2, id="archive"),
+        pytest.param(None, [ONE + TWO[:9], TWO[9:] + THREE], 3, id="archive of two members"),
+        pytest.param(ONE + TWO, [ONE + TWO], 2, id="both the same"),
+        pytest.param(ONE + TWO, [ONE], 2, id="went on after compression"),
+        pytest.param(ONE + TWO, [ONE + TWO[:9]], 2, id="compressed within a line"),
+        pytest.param(TWO, [ONE], 2, id="went on in a new file"),
+        pytest.param(ONE, [ONE + TWO], 3, id="archive that goes on"),
+        pytest.param(b"", [ONE], 1, id="plain and empty"),
+        pytest.param(ONE, [], 1, id="archive of nothing"),
+        pytest.param(ONE + TWO[:-1], None, 1, id="torn"),
+        pytest.param(b"\x00" + ONE + b"\n" + TWO, None, 1, id="two lines unreadable"),
+    ],
+)
+def test_a_day_counts_its_plain_file_and_what_only_its_archive_has(
+    count: Count, data_dir: Path, plain: bytes | None, archived: list[bytes] | None, events: int
+) -> None:
+    data_dir.mkdir(exist_ok=True)
+    path = data_dir / f"events-{UNTIL}.jsonl"
+    if plain is not None:
+        path.write_bytes(plain)
+    if archived is not None:
+        data_dir.joinpath(f"{path.name}.gz").write_bytes(b"".join(map(gzip.compress, archived)))
+
+    report = count()
+
+    assert report["events"]["core"] == events
+    assert str(UNTIL) not in report["missing_days"]
+
+
+def test_refusals_are_counted_by_reason_within_the_period(count: Count, data_dir: Path) -> None:
+    reasons = [("core", "version", "is missing"), ("cli", None, "is missing"), ("core", None, "x")]
+    a, b, c = (
+        json.dumps({"source": source, "field": field, "detail": detail}).encode()
+        for source, field, detail in reasons
+    )
+    write_lines(data_dir / f"refused-{UNTIL}.jsonl", [a, b, c, b, b"{}", b'{"field":1}', b"x"])
+    write_lines(data_dir / f"refused-{SINCE}.jsonl", [b])
+    write_lines(data_dir / f"refused-{SINCE - timedelta(days=1)}.jsonl", [a, a, a, a, b"x"])
+
+    report = count()
+
+    names = ("source", "field", "detail", "events")
+    assert report["refused"] == [
+        dict(zip(names, values, strict=True))
+        for values in [
+            ("cli", None, "is missing", 3),
+            ("core", "version", "is missing", 1),
+            ("core", None, "x", 1),
+            (None, None, None, 1),
+        ]
+    ]
+    assert report["unreadable_lines"] == 2
+    assert str(UNTIL) in report["missing_days"]
+
+
+def test_the_windows_are_read_whole_though_the_period_is_one_day(
+    count: Count, data_dir: Path
+) -> None:
+    write_days(data_dir, {0: [core()], 55: [core()], 56: [core("older.com")], -1: [core("b.com")]})
+    write_lines(data_dir / f"events-{UNTIL - timedelta(days=54)}.jsonl", [b"x"])
+    write_lines(data_dir / f"events-{UNTIL - timedelta(days=57)}.jsonl", [b"x", b"x"])
+
+    report = count(since=UNTIL)
+
+    assert report["active"]["core"]["hosts"]["28"] == window(1, 1, 1, 0, 0)
+    assert report["events"] == {"core": 1, "cli": 0}
+    assert report["unreadable_lines"] == 1
+    assert (report["missing_days"], report["weeks"], report["adoption"]) == ([], [], [])
+    assert [day["date"] for day in report["days"]] == [str(UNTIL)]
+
+
+@pytest.mark.parametrize("days_later", [-1, 0, 1])
+def test_a_period_that_does_not_end_before_today_is_unfinished(
+    count: Count, data_dir: Path, days_later: int
+) -> None:
+    data_dir.mkdir(exist_ok=True)
+
+    report = count(until=TODAY + timedelta(days=days_later))
+
+    assert report["unfinished"] is (days_later >= 0)
+    assert report["weeks"][-1]["until"] == report["until"] == str(TODAY + timedelta(days_later))
+
+
+# Against the naive count
+
+
+RANGES: dict[str, tuple[date, date]] = {
+    "by default": (SINCE, UNTIL),
+    "one day": (UNTIL - timedelta(days=3), UNTIL - timedelta(days=3)),
+    "less than the windows": (UNTIL - timedelta(days=9), UNTIL),
+    "to today, which is unfinished": (TODAY - timedelta(days=20), TODAY),
+    "to a day that is to come": (TODAY - timedelta(days=6), TODAY + timedelta(days=3)),
+    "longer than the windows": (UNTIL - timedelta(days=97), UNTIL),
+    "another time": (UNTIL - timedelta(days=60), UNTIL - timedelta(days=30)),
+    "before every file": (date(2025, 1, 1), date(2025, 3, 1)),
+    "after every file": (date(2027, 3, 1), date(2027, 3, 20)),
+}
+
+
+def run_report(app: Flask, directories: list[Path], *options: str) -> dict[str, Any]:
+    arguments = ["report", "--format=json", *options, *map(str, directories)]
+    result = app.test_cli_runner().invoke(args=arguments)
+    assert result.stdout, (result.exception, result.stderr)
+    return json.loads(result.stdout, object_pairs_hook=each_key_once)
+
+
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    assert len(set(keys)) == len(keys), keys
+    return dict(pairs)
+
+
+def first_difference(seen: Any, wanted: Any, path: str = "report") -> str | None:
+    """Say where two JSON values differ first, and how; None where they are the same."""
+    if isinstance(seen, dict) and isinstance(wanted, dict):
+        if seen.keys() != wanted.keys():
+            return f"{path} has {sorted(seen)}, not {sorted(wanted)}"
+        steps = [(f".{key}", seen[key], wanted[key]) for key in wanted]
+    elif isinstance(seen, list) and isinstance(wanted, list):
+        if len(seen) != len(wanted):
+            return f"{path} is {seen}, not {wanted}"
+        steps = [(f"[{n}]", *pair) for n, pair in enumerate(zip(seen, wanted, strict=True))]
+    else:
+        same = type(seen) is type(wanted) and seen == wanted
+        return None if same else f"{path} is {seen!r}, not {wanted!r}"
+    differences = (first_difference(one, other, path + step) for step, one, other in steps)
+    return next(filter(None, differences), None)
