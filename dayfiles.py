@@ -89,19 +89,23 @@ def compressed_path(plain: Path) -> Path:
     return plain.with_name(f"{plain.name}.gz")
 
 
-def begins_with(plain_fd: int, archive: Path) -> bool:
-    """Tell whether the plain file begins with all that the archive holds.
+def archived_bytes(plain_fd: int, archive: Path) -> int | None:
+    """Return how many bytes from the plain file's start the archive holds; None if it holds others.
 
-    It does where a compression was killed before it could delete the plain file.  Raises
-    OSError, EOFError or zlib.error where the archive cannot be read.
+    Both are there where a compression was killed before it could delete the plain file.  Raises
+    OSError, EOFError or zlib.error where the archive is damaged, and agrees up to there.
     """
-    offset = 0
-    with os.fdopen(open_regular(archive, os.O_RDONLY), "rb") as file, gzip.open(file) as lines:
+    length = 0
+    with (
+        opened(archive, os.O_RDONLY) as fd,
+        open(fd, "rb", closefd=False) as file,
+        gzip.open(file) as lines,
+    ):
         while chunk := lines.read(CHUNK_BYTES):
-            if os.pread(plain_fd, len(chunk), offset) != chunk:
-                return False
-            offset += len(chunk)
-    return True
+            if os.pread(plain_fd, len(chunk), length) != chunk:
+                return None
+            length += len(chunk)
+    return length
 
 
 # Locks.

@@ -17,7 +17,7 @@ from dayfiles import (
     FILE_MODE,
     KEY_NAME,
     DayFile,
-    begins_with,
+    archived_bytes,
     compressed_path,
     day_files,
     is_named,
@@ -86,7 +86,7 @@ class Housekeeping:
             remove_draft(self.directory)  # of a run that was killed
             for path in expired_keys(self.directory, today):
                 with reported(path):
-                    path.unlink()
+                    os.unlink(path)
             files = day_files(self.directory)
             may_delete = self.may_delete(files, today)
             for file in files:
@@ -163,7 +163,7 @@ def compress(plain: Path, min_free_bytes: int) -> None:
     """
     archive, draft = compressed_path(plain), plain.with_name(DRAFT_NAME)
     with opened(plain, os.O_RDONLY) as source:
-        if archive.exists() and not begins_with(source, archive):
+        if archive.exists() and archived_bytes(source, archive) is None:
             return
         size = os.fstat(source).st_size
         write_draft(draft, compressed(source, size), FILE_MODE, min_free_bytes)

@@ -1,0 +1,257 @@
+"""Count the lines of the daily files.
+
+An app reports the same payload on every load, and its visitors share a few browsers: most
+of a line repeats, byte for byte.  So one regular expression cuts all lines of a chunk into
+parts, equal parts and pairs of parts are counted, and each different part is parsed once.
+
+A line that the expression does not match, or that has a part in another form than the
+collector writes, is odd: it is read as JSON and brought into that form, line by line.
+"""
+
+import ipaddress
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple, NoReturn
+
+from dayfiles import encode
+from report.lists import AGENT, MACHINE, PAYLOAD, PROJECT
+
+MAX_KNOWN = 50_000  # memory grows with the different values, not with the lines
+
+PROVIDERS = ("auth", "data", "router", "live", "notification", "auditLog", "i18n", "accessControl")
+LOCAL_ENDINGS = (".localhost", ".local", ".test", ".example", ".invalid", ".internal", ".home.arpa")
+NULL = b"null"
+
+# A line in the form that the collector writes, its parts in groups; the last group is any other
+# line.  It cannot cut in the wrong place, since the texts it takes hold no quote.  The bounds
+# are for lines without what follows: each would be searched for it to its end.
+LINE = re.compile(
+    rb"""^(?:\{"id":"[0-9a-f-]{36}","received_at":"[0-9T:.Z-]{24}","source":(?:
+        "core","ip":(TEXT|null),"hostname":(TEXT|null),
+        ("browser":[^{\n]{0,2000}),"payload":\{("providers":.*)\}
+    |
+        "cli","ip":(TEXT|null),"payload":\{("nodeEnv":[^[\n]{0,2000}),("packages":.*)\}
+    )\}|(.+))$""".replace(b"TEXT", rb'"[\ !#-[\]-~]*+"'),
+    re.MULTILINE | re.VERBOSE,
+)
+REFUSAL_TIME = re.compile(rb'^\{"received_at":"[0-9T:.Z-]{24}",', re.MULTILINE)
+
+
+class Row(NamedTuple):
+    """A line's parts as JSON text; those of the other source are empty."""
+
+    ip: bytes = b""
+    hostname: bytes = b""
+    agent: bytes = b""
+    payload: bytes = b""
+    cli_ip: bytes = b""
+    machine: bytes = b""
+    project: bytes = b""
+    odd: bytes = b""  # the whole line, where it has not been cut
+
+
+PARSED = {2: AGENT, 3: PAYLOAD, 5: MACHINE, 6: PROJECT}  # by the index in a row
+
+
+@dataclass
+class Tally:
+    """What was counted in lines of one day.  Pairs hold the texts of two parts."""
+
+    addresses: set[bytes] = field(default_factory=set)
+    local_addresses: set[bytes] = field(default_factory=set)
+    address_agents: set[tuple[bytes, bytes]] = field(default_factory=set)
+    agents: Counter[bytes] = field(default_factory=Counter)
+    host_payloads: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)
+    cli_addresses: set[bytes] = field(default_factory=set)
+    cli_payloads: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)
+    refusals: Counter[tuple[str | None, ...]] = field(default_factory=Counter)
+    unreadable_lines: int = 0
+
+    def add(self, other: "Tally") -> None:
+        for name, value in vars(other).items():
+            if isinstance(value, int):
+                self.unreadable_lines += value
+            else:
+                getattr(self, name).update(value)
+
+
+# Events.
+
+
+def count_events(chunk: bytes, tally: Tally) -> None:
+    """Count the whole lines of a chunk of an events file."""
+    rows = LINE.findall(chunk)
+    tally.unreadable_lines += chunk.count(b"\n") - len(rows)  # empty lines
+    columns = list(zip(*rows, strict=True))
+    unusual = set(unusual_parts(columns))
+    if unusual or any(columns[-1:] and columns[-1]):
+        read = [read_odd(line) for line in odd_lines(chunk, unusual)]
+        tally.unreadable_lines += read.count(None)
+        rows = [row for row in rows if not row[-1] and unusual.isdisjoint(row)]
+        columns = list(zip(*rows, *filter(None, read), strict=True))
+    if columns:
+        count_columns(columns, tally)
+
+
+def unusual_parts(columns: list[tuple[bytes, ...]]) -> Iterator[bytes]:
+    """Yield the parts that the collector would have written in another way."""
+    for index, keys in PARSED.items() if columns else ():
+        for text in set(columns[index]):
+            if text and read_part(keys, text) is None:
+                yield text
+
+
+def odd_lines(chunk: bytes, unusual: set[bytes]) -> Iterator[bytes]:
+    for match in LINE.finditer(chunk):
+        if match[8] or not unusual.isdisjoint(match.groups()):
+            yield match[0]
+
+
+def count_columns(columns: list[tuple[bytes, ...]], tally: Tally) -> None:
+    ips, hosts, agents, payloads, cli_ips, machines, projects, _ = columns
+    nothing = {b"", NULL}
+    tally.addresses |= {*ips} - nothing
+    tally.agents.update(agents)
+    tally.address_agents |= {*zip(ips, agents, strict=True)}
+    tally.host_payloads.update(zip(hosts, payloads, strict=True))
+    ips_and_hosts = {*zip(ips, hosts, strict=True)}
+    tally.local_addresses |= {ip for ip, host in ips_and_hosts if is_local(host)} - nothing
+    tally.cli_addresses |= {*cli_ips} - nothing
+    tally.cli_payloads.update(zip(machines, projects, strict=True))
+    # Each column has empty texts for the lines of the other source.
+    del tally.agents[b""], tally.host_payloads[b"", b""], tally.cli_payloads[b"", b""]
+    tally.address_agents.discard((b"", b""))
+
+
+@lru_cache(MAX_KNOWN)
+def is_local(hostname: bytes) -> bool:
+    """Tell whether a host name, as JSON text, is not of the public internet."""
+    if hostname in (b"", NULL):
+        return False
+    name: str = json.loads(hostname)
+    try:
+        return not ipaddress.ip_address(name).is_global
+    except ValueError:
+        return "." not in name or name.endswith(LOCAL_ENDINGS)
+
+
+# Parts.
+
+
+@lru_cache(MAX_KNOWN)
+def read_part(keys: tuple[str, ...], text: bytes) -> dict[str, Any] | None:
+    """Return the values of a part; None where the collector would have written another text."""
+    try:
+        values = checked(keys, parse_json(b"{%b}" % text))
+    except (ValueError, RecursionError):
+        return None
+    return values if part_text(values) == text else None
+
+
+def read_odd(line: bytes) -> Row | None:
+    """Return the parts of a line in any form; None where it cannot be read."""
+    try:
+        record = parse_json(line)
+        payload = record.get("payload") if isinstance(record, dict) else None
+        if not isinstance(payload, dict):
+            return None
+        known = checked(("id", "received_at", "ip", "source"), record)
+        ip = json_text(known["ip"])
+        if known["source"] == "core":
+            hostname = json_text(checked(("hostname",), record)["hostname"])
+            agent, sent = part_of(AGENT, record), part_of(PAYLOAD, payload)
+            return Row(ip=ip, hostname=hostname, agent=agent, payload=sent)
+        if known["source"] == "cli":
+            machine, project = part_of(MACHINE, payload), part_of(PROJECT, payload)
+            return Row(cli_ip=ip, machine=machine, project=project)
+    except (ValueError, RecursionError):
+        pass
+    return None
+
+
+def part_of(keys: tuple[str, ...], values: Mapping[str, Any]) -> bytes:
+    return part_text(checked(keys, values))
+
+
+def part_text(values: Mapping[str, Any]) -> bytes:
+    return json_text(values)[1:-1]
+
+
+def json_text(value: Any) -> bytes:
+    return encode(value).encode("ascii")
+
+
+def parse_json(text: bytes) -> Any:
+    return json_decoder.decode(text.decode("utf-8"))
+
+
+def refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+json_decoder: json.JSONDecoder = json.JSONDecoder(parse_constant=refuse_constant)
+
+
+def checked(keys: Iterable[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of these keys as the contract has them, a missing one as null.
+
+    Raises ValueError on a value of another type.
+    """
+    found = {}
+    for key in keys:
+        check: Callable[[Any], Any] = CHECKS.get(key, text_or_null)
+        found[key] = check(values.get(key))
+    return found
+
+
+def text_or_null(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise ValueError("want text or null")
+
+
+def integer_or_null(value: Any) -> int | None:
+    if value is None or type(value) is int:
+        return value
+    raise ValueError("want an integer or null")
+
+
+def providers(value: Any) -> dict[str, bool]:
+    value = {} if value is None else value
+    if isinstance(value, dict) and all(type(flag) is bool for flag in value.values()):
+        return {name: value.get(name, False) for name in PROVIDERS}
+    raise ValueError("want an object of booleans")
+
+
+def packages(value: Any) -> list[dict[str, str | None]]:
+    value = [] if value is None else value
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return [checked(("name", "version"), item) for item in value]
+    raise ValueError("want an array of objects")
+
+
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    "providers": providers,
+    "resourceCount": integer_or_null,
+    "packages": packages,
+}
+
+
+# Refusals.
+
+
+def count_refusals(chunk: bytes, tally: Tally) -> None:
+    """Count the whole lines of a chunk of a file of refusals by their reason."""
+    lines = Counter(REFUSAL_TIME.sub(b"{", chunk).split(b"\n")[:-1])
+    for line, times in lines.items():
+        try:
+            record = parse_json(line)
+            reason = checked(("source", "field", "detail"), record)
+        except (ValueError, RecursionError, AttributeError):
+            tally.unreadable_lines += times
+        else:
+            tally.refusals[tuple(reason.values())] += times

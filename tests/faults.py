@@ -1,0 +1,87 @@
+"""A disk that fails when it is told to, in the place of `os` in the modules that write."""
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def line(n: int, length: int = 60) -> bytes:
+    return json.dumps({"n": n}).encode().ljust(length - 1) + b"\n"
+
+
+class Disk:
+    """`os`, but `fault` sees each system call first; it may raise, or answer instead."""
+
+    CALLS = "open write pwrite pread ftruncate fsync fstat stat statvfs fchmod close rename unlink"
+
+    def __init__(self) -> None:
+        self.heal()
+
+    def heal(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.fault: Callable[[int, str, Any], Any] = lambda index, name, arguments: None
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(os, name)
+        if name not in self.CALLS.split():
+            return real
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.calls.append((name, arguments))
+            try:
+                answer = self.fault(len(self.calls) - 1, name, arguments)
+            except OSError:
+                if name == "close":  # Linux frees the descriptor whatever it answers
+                    real(*arguments)
+                raise
+            return real(*arguments, **options) if answer is None else answer
+
+        return call
+
+    def fail_at(self, index: int, code: int) -> None:
+        def fault(at: int, name: str, arguments: Any) -> None:
+            if at == index:
+                raise OSError(code, os.strerror(code))
+
+        self.calls, self.fault = [], fault
+
+    def fail(self, failing: str, code: int = errno.EIO) -> None:
+        def fault(at: int, name: str, arguments: Any) -> None:
+            if name in failing.split():
+                raise OSError(code, os.strerror(code))
+
+        self.calls, self.fault = [], fault
+
+    def fill_up_after(self, length: int) -> None:
+        """The next write stops after `length` bytes, and the disk is full from then on."""
+        room = length
+
+        def fault(at: int, name: str, arguments: Any) -> int | None:
+            nonlocal room
+            if name != "write":
+                return None
+            if room == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fd, content = arguments
+            written = os.write(fd, content[:room])
+            room -= written
+            return written
+
+        self.calls, self.fault = [], fault
+
+
+@dataclass
+class Stall:
+    """The disk hangs in each fsync, from when it has `begun` until it is `over`."""
+
+    begun: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def fault(self, at: int, name: str, arguments: Any) -> None:
+        if name == "fsync":
+            self.begun.set()
+            self.over.wait(60)

@@ -1,0 +1,167 @@
+"""The image, built from deploy/Dockerfile as it is, and containers of it; no registry is asked.
+
+What FROM names is made here: a root directory without /usr/bin and the like, which
+are this machine's, and a Python with pip in /usr/local, as the real image has.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+from machine import PYTHON, in_network_of, make_root
+from server import PATIENCE_SECONDS, ROOT, Server, give_up, program, wait_until
+
+FROM = "docker.io/library/python:3.13-slim"
+SHARED = ("bin", "sbin", "lib", "lib64", "share")
+OF_USR = [f"--volume=/usr/{name}:/usr/{name}:ro" for name in SHARED]
+# podman would raise these, and not every root may.
+LIMITS = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"]
+
+
+class Image:
+    """The image, in a storage of its own, and a network with nothing but its containers."""
+
+    def __init__(self, directory: Path) -> None:
+        if os.geteuid() != 0:
+            give_up("only root can build an image here")
+        self.directory = directory
+        self.storage = [f"--root={directory}/storage", f"--runroot={directory}/run"]
+        base = directory / "base"
+        make_base(base)
+        archive = subprocess.run(
+            ["tar", "--create", "--directory", base, "."], capture_output=True, check=True
+        ).stdout
+        imported = [program("podman"), *self.storage, "import", "-", FROM]
+        subprocess.run(imported, input=archive, capture_output=True, check=True)
+        self.build_log = self.build()
+        self.holder = hold_namespaces()
+
+    def build(self) -> str:
+        isolated = ["--isolation=chroot", "--network=host", *OF_USR]
+        options = ["--format=docker", "--file=deploy/Dockerfile", "--tag=telemetry"]
+        ran = subprocess.run(
+            [program("buildah"), *self.storage, "bud", *isolated, *options, "."],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert ran.returncode == 0, ran.stdout
+        return ran.stdout
+
+    def podman(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        enter = [program("nsenter"), f"--target={self.holder.pid}", "--net", "--mount"]
+        return subprocess.run(
+            [*enter, program("podman"), *self.storage, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+        )
+
+    def run(self, *arguments: str) -> str:
+        """Run a container with these options, image and command; return what it prints."""
+        own = ["--network=host", "--cgroups=disabled", *LIMITS, *OF_USR]
+        ran = self.podman("run", *own, *arguments)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout.strip()
+
+    def remove_containers(self) -> None:
+        self.podman("rm", "--all", "--force", "--time=0")
+
+    def remove(self) -> None:
+        self.holder.kill()
+        self.holder.wait(PATIENCE_SECONDS)
+        shutil.rmtree(self.directory)
+
+
+def make_base(base: Path) -> None:
+    make_root(base)
+    shutil.copy("/etc/login.defs", base / "etc")
+    for name in SHARED:
+        (base / "usr" / name).mkdir()
+    local = base / "usr/local"
+    subprocess.run([PYTHON, "-m", "venv", "--without-pip", local], check=True)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--python", local / "bin/python"]
+    subprocess.run([*pip, "install", "pip"], check=True, capture_output=True)
+    subprocess.run(
+        [*pip, "download", "--dest", base / "wheels", "--requirement", ROOT / "requirements.txt"],
+        check=True,
+        capture_output=True,
+    )
+    (base / "etc/pip.conf").write_text("[global]\nno-index = true\nfind-links = /wheels\n")
+    script = local / "bin/pip"
+    script.write_text(script.read_text().replace(str(base), ""))
+
+
+def hold_namespaces() -> subprocess.Popen[str]:
+    """Start a process that has a network, mounts and a cgroup file system apart."""
+    prepare = """
+        set -e
+        ip link set lo up
+        [ "$(stat --file-system --format=%T /sys/fs/cgroup)" = cgroup2fs ] || {
+            umount --recursive /sys/fs/cgroup
+            mount --types cgroup2 cgroup2 /sys/fs/cgroup
+        }
+        echo ready
+        exec sleep infinity
+    """
+    unshare = [program("unshare"), "--net", "--mount", "--propagation=private"]
+    holder = subprocess.Popen(
+        [program("setpriv"), "--pdeathsig=KILL", *unshare, "bash", "-c", prepare],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with holder.stdout as output:
+        said = output.readline()
+        if said != "ready\n":
+            give_up(f"no container can run here: {said}")
+    return holder
+
+
+class Container(Server):
+    """A running container, with nothing that it does not need."""
+
+    def __init__(
+        self, image: Image, *options: str, volume: str, user: str = "", **environ: str
+    ) -> None:
+        self.image = image
+        self.name = f"telemetry-{uuid.uuid4().hex[:8]}"
+        self.port = int(environ.get("PORT", "8000"))
+        locked = ["--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL"]
+        locked += ["--security-opt=no-new-privileges", f"--volume={volume}:/data"]
+        image.run(
+            *("--detach", f"--name={self.name}", *locked, *options),
+            *([f"--user={user}"] if user else []),
+            *(f"--env={name}={value}" for name, value in environ.items()),
+            "telemetry",
+        )
+        mount = image.podman("volume", "inspect", volume, "--format={{.Mountpoint}}")
+        self.data_dir = Path(mount.stdout.strip())
+        wait_until(self.is_listening)
+
+    def is_listening(self) -> bool:
+        try:
+            self.connect().close()
+        except ConnectionRefusedError:
+            running = self.image.podman("inspect", "--format={{.State.Running}}", self.name)
+            assert running.stdout.strip() == "true", self.image.podman("logs", self.name)
+            return False
+        return True
+
+    def connect(self) -> socket.socket:
+        with in_network_of(self.image.holder.pid):
+            return super().connect()
+
+    def is_healthy(self) -> bool:
+        return self.image.podman("healthcheck", "run", self.name).returncode == 0
+
+    def stop(self) -> int:
+        """Stop it as `docker stop` does, with compose.yaml's grace; return its exit status."""
+        self.image.podman("stop", "--time=30", self.name)
+        status = self.image.podman("inspect", "--format={{.State.ExitCode}}", self.name)
+        return int(status.stdout)

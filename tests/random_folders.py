@@ -1,0 +1,363 @@
+"""Folders of daily files as bad as they come: gaps, archives, both forms of a day, broken lines.
+
+Few different values make ties frequent. The same seed makes the same folders.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+LAST_DAY = date(2026, 11, 24)  # two days after the `until` that tests use
+HASH = hashlib.sha256(b"a hash that comes on several days").hexdigest()
+HOSTNAMES = [
+    *("a.com", "b.com", "c.example.org", "d.com", "8.8.8.8", "2606:4700:4700::1111"),
+    *("localhost", "dev", "a.localhost", "nas.local", "b.test", "127.0.0.1", "10.0.0.7", "::1"),
+    *("x.home.arpa", "test.com", 'b.com","payload":{', "hostname"),
+]
+ADDRESSES = [*(f"192.0.2.{n}" for n in range(6)), "2001:db8::1", "\u00e4", HASH[:-1]]
+PROJECTS = ["p", "q", "r", "\u00fc", '"}', "\\", "\u2028", "\ud83d\ude00", "\ud800"]
+VERSIONS = [
+    *("5.0.1", "5.0.2", "5.0", "5", "v5.1.0", "4.57.9", "4.57.10", "10.0.0-rc.1", "10.0"),
+    *("next", "v", "v.1", "", "5.x", "5-1.2", "1.2.3.4", "\u00e9", "5.0.1 ", " 5.0.1"),
+]
+BROWSERS = ["Firefox", "Chrome", "Chrome Mobile", "\u00c4dge"]
+SYSTEMS = ["Linux", "Mac OS X", "Windows"]
+COMMANDS = ["dev", "build", "start", '{"source":"core"}', "\u0085"]
+PACKAGES = ["@x/core", "cli", "antd", "\u00fcber", "packages"]
+PROVIDERS = [
+    *("auth", "data", "router", "live"),
+    *("notification", "auditLog", "i18n", "accessControl"),
+]
+# What stands in a line, and other JSON for it; of a key that comes twice the last one counts.
+SPELLINGS = [
+    ("\\u00fc", "\\u00FC"),
+    ("/", "\\/"),
+    (".com", "\\u002ecom"),
+    ("ersion", "\\u0065rsion"),
+    ('{"', '{"ip":[],"hostname":"d.com","'),
+    ("}", ',"hostname":null}'),
+    ('"payload"', '"payload":[],"payload"'),
+    ('"version"', '"version":7,"version"'),
+]
+NUMBERS = [0, 1, 2, 9, 10, 11, 99, 100, 1_000_000, -1, 10**25]
+DETAILS = ["must be a string, not a number", "is missing", "\u00fc", ""]
+ANYTHING = [
+    *(True, False, 0, 7, 1.5, -0.0, 1e300, "", "text", [], [None], {}, {"a": 1}),
+    *([{"name": "core"}], [{"name": 1}], {"auth": True}, {"auth": 1}, {"auth": None}, {"x": False}),
+]
+NO_EVENTS = [
+    b"",
+    b" ",
+    b"\r",
+    b"\x00" * 100,
+    b"null",
+    b"[]",
+    b"7",
+    b'"text"',
+    b"{}",
+    b'{"source":"core"}',
+    b'{"source":"cli","payload":[]}',
+    b'{"source":"api","payload":{}}',
+    b'{"source":null,"payload":{}}',
+    b'{"source":"core","payload":null}',
+    b'{"payload":{}}',
+    b'{"source":"core","payload":{}',
+    b'{"source":"core","payload":{}}}',
+    b'{"source":"core","payload":{}}{"source":"core","payload":{}}',
+    b'{"source":"core","payload":{},}',
+    b"{'source':'core','payload':{}}",
+    b'{"source":"core","payload":{}} // comment',
+    b'\xef\xbb\xbf{"source":"core","payload":{}}',
+    '{"source":"core","payload":{}}'.encode("utf-16"),
+    b'{"source":"core","ip":"\xff","payload":{}}',
+    b'{"source":"core","ip":"\xed\xa0\x80","payload":{}}',
+    b'{"source":"core","ip":"\xc0\x80","payload":{}}',
+    b'{"source":"core","x":"\xfc","payload":{}}',
+    b'{"source":"core","ip":"\x1f","payload":{}}',
+    b'{"source":"core","ip":"\x00","payload":{}}',
+    b'{"source":"core","ip":"a\rb","payload":{}}',
+    b'{"source":"core","ip":"\\x","payload":{}}',
+    b'{"source":"core","ip":"\\u12","payload":{}}',
+    b'{"source":"core","payload":{"resourceCount":NaN}}',
+    b'{"source":"core","payload":{"resourceCount":Infinity}}',
+    b'{"source":"core","payload":{"resourceCount":03}}',
+    b'{"source":"core","payload":{"resourceCount":+3}}',
+    b'{"source":"core","payload":{"resourceCount":3.0}}',
+    b'{"source":"core","payload":{"resourceCount":1e2}}',
+    b'{"source":"core","payload":{"resourceCount":true}}',
+    b'{"source":"core","payload":{},"x":-Infinity}',
+    b'{"source":"core","payload":{"providers":[true]}}',
+    b'{"source":"cli","payload":{"packages":{}}}',
+    b'{"source":"cli","payload":{"packages":["core"]}}',
+    b'\x0b{"source":"core","payload":{}}',
+    b'{"source":"core","payload":{}}\x0c',
+    b'{"source":"core","payload":{}}\xc2\xa0',
+]
+ODD_EVENTS = [
+    b'{"source":"core","payload":{}}',
+    b'{"source":"cli","payload":{}}\r',
+    b'\t{ "source" : "cli" , "payload" : { } } ',
+    b'{"payload":{},"source":"cli"}',
+    b'{"source":"cli","source":"core","payload":{"version":"1"},"payload":{"version":"2"}}',
+    b'{"source":"core","hostname":5,"hostname":"a.com","payload":{"version":"5.0.1"}}',
+    b'{"source":"core","hostname":"a.com","payload":{"resourceCount":-0,"version":"5.0.1"}}',
+    b'{"source":"core","hostname":"a.com","payload":{"version":"5\\u002E0.1"}}',
+    b'{"source":"core","hostname":"\\u0061.com","payload":{"version":"5.0.1","x":1e999}}',
+    b'{"\\u0073ource":"core","hostname":"a.com","payload":{"ver\\u0073ion":"4.57.9"}}',
+    b'{"source":"cli","payload":{"packages":[{},{"name":null},{"version":"1"},{"x":1}]}}',
+    b'{"source":"cli","hostname":5,"browser":[],"payload":{"version":5,"providers":7}}',
+    b'{"source":"core","payload":{"packages":5,"command":[]},"x":{"hostname":"d.com","ip":"i"}}',
+    b'{"source":"core","hostname":"a.com","payload":{"providers":{"data":true,"x":true}}}',
+    b'{"source":"core","ip":"\xc2\x85","hostname":"\xe2\x80\xa8","payload":{}}',
+    b'{"source":"cli","ip":"\\ud83d\\ude00","payload":{"projectId":"\\uD83D\\uDE00"}}',
+    b'{"source":"cli","ip":"\\ud83d","payload":{"projectId":"\\ude00\\ud83d"}}',
+    b'{"source":"cli","ip":"' + HASH.upper().encode() + b'","payload":{}}',
+    b'{"source":"core","x":' + b"[" * 90 + b"]" * 90 + b',"payload":{}}',
+    b'{"source":"core","x":"' + b"y" * 3000 + b'","hostname":"b.com","payload":{}}',
+]
+
+
+class Folders(NamedTuple):
+    directories: list[Path]  # as they are named on the command line: some of them twice
+    first_day: date
+
+
+class Habits(NamedTuple):
+    """What one folder is like: how likely each oddity is."""
+
+    gap: float
+    archive: float
+    both_forms: float
+    odd_line: float
+    missing: float
+    hashed_day: float
+    odd_form: float
+    most_events: int
+    few: int  # different values of a kind
+
+
+def write_folders(root: Path, seed: int) -> Folders:
+    """Write one or two directories of daily files below `root`."""
+    chance = Random(seed)
+    first_day = LAST_DAY - timedelta(days=chance.choice([4, 9, 20, 40, 57, 58, 59, 75, 100]))
+    directories = [root / "a"]
+    if chance.random() < 0.5:
+        directories.append(root / "b")
+    for directory in directories:
+        directory.mkdir(parents=True)
+        write_directory(directory, first_day, chance)
+    if len(directories) == 2:
+        link_files(*directories, chance)
+    if chance.random() < 0.3:
+        link = root / "link"
+        link.symlink_to(chance.choice(directories), target_is_directory=True)
+        directories += [link, directories[0] / ".." / directories[0].name]
+        chance.shuffle(directories)
+    return Folders(directories, first_day)
+
+
+def habits(chance: Random) -> Habits:
+    return Habits(
+        gap=chance.choice([0, 0.1, 0.5, 0.9]),
+        archive=chance.choice([0, 0.3, 0.9]),
+        both_forms=chance.choice([0, 0.2]),
+        odd_line=chance.choice([0, 0.02, 0.2]),
+        missing=chance.choice([0, 0.05, 0.5]),
+        hashed_day=chance.choice([0, 0, 0, 0.1, 1]),
+        odd_form=chance.choice([0, 0.1, 1]),
+        most_events=chance.choice([1, 4, 12]),
+        few=chance.choice([1, 2, 4, 20]),
+    )
+
+
+def write_directory(directory: Path, first_day: date, chance: Random) -> None:
+    ours = habits(chance)
+    for n in range((LAST_DAY - first_day).days + 1):
+        day = first_day + timedelta(days=n)
+        for kind, gap, line in (("events", ours.gap, event), ("refused", 0.7, refusal)):
+            if chance.random() >= gap:
+                hashed = chance.random() < ours.hashed_day
+                size = chance.randint(0, ours.most_events)
+                lines = [line(chance, ours, str(day) if hashed else None) for _ in range(size)]
+                write_day(directory / f"{kind}-{day}.jsonl", lines, chance, ours)
+    for name in ("events-2026-02-31.jsonl", "events-20261120.jsonl", "other.jsonl"):
+        (directory / name).write_bytes(b'{"source":"core","payload":{}}\n')
+
+
+def write_day(path: Path, lines: list[bytes], chance: Random, ours: Habits) -> None:
+    content = b"".join(line + b"\n" for line in lines)
+    if chance.random() < ours.odd_line:
+        content += chance.choice([b"{", b"\x00\x00", b'{"source":"core","payload":{}}', b"\xff"])
+    if chance.random() < ours.both_forms:
+        path.write_bytes(content)
+        archived = chance.choice(
+            [
+                content,
+                content[: chance.randint(0, len(content))],
+                content[: content.find(b"\n") + 1],
+                content + b'{"source":"core","payload":{}}\n',
+                content[1:],
+                b'{"source":"cli","payload":{}}\n',
+            ]
+        )
+        pack(path, archived, chance)
+    elif chance.random() < ours.archive:
+        pack(path, content, chance)
+    else:
+        path.write_bytes(content)
+
+
+def pack(path: Path, content: bytes, chance: Random) -> None:
+    """Write an archive, often of several members, which may end anywhere in a line."""
+    cuts = sorted(chance.randint(0, len(content)) for _ in range(chance.choice([0, 0, 1, 3])))
+    pieces = [content[a:b] for a, b in zip([0, *cuts], [*cuts, len(content)], strict=True)]
+    archive = b"".join(gzip.compress(piece, 1, mtime=0) for piece in pieces)
+    path.with_name(f"{path.name}.gz").write_bytes(archive)
+
+
+def link_files(one: Path, other: Path, chance: Random) -> None:
+    """Let some files of a directory be there under the same name in the other one, too."""
+    for path in sorted(one.glob("*.jsonl")):
+        twin = other / path.name
+        names = [path.name, f"{path.name}.gz"]
+        if chance.random() < 0.1 and not any((other / name).exists() for name in names):
+            if chance.random() < 0.5:
+                twin.hardlink_to(path)
+            else:
+                twin.symlink_to(path)
+            if chance.random() < 0.3:
+                pack(twin, path.read_bytes()[: chance.randint(0, 99)], chance)
+
+
+# Lines
+
+
+def event(chance: Random, ours: Habits, hashed_with: str | None) -> bytes:
+    if chance.random() < ours.odd_line:
+        return odd_line(chance, ours, hashed_with)
+    return write(good_event(chance, ours, hashed_with), chance, ours)
+
+
+def odd_line(chance: Random, ours: Habits, hashed_with: str | None) -> bytes:
+    """Return a line that is not as it should be; some such lines can be read all the same."""
+    kind = chance.randrange(5)
+    if kind == 0:
+        return chance.choice(NO_EVENTS)
+    if kind == 1:
+        return chance.choice(ODD_EVENTS)
+    record = good_event(chance, ours, hashed_with)
+    if kind == 2:
+        line = bytearray(write(record, chance, ours))
+        line[chance.randrange(len(line))] = chance.choice(b'\x00\x0b\r "{}[]:,\\0tn\x7f\x80\xff')
+        return bytes(line)
+    if kind == 3 and chance.random() < 0.1:
+        return chance.choice(
+            [
+                b'{"source":"core","payload":{},"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+                b'{"source":"core","payload":{"resourceCount":' + b"1" * 5000 + b"}}",
+            ]
+        )
+    inside = chance.choice([record, record["payload"]])
+    inside[chance.choice(list(inside))] = chance.choice(ANYTHING)
+    return write(record, chance, ours)
+
+
+def good_event(chance: Random, ours: Habits, hashed_with: str | None) -> dict[str, Any]:
+    def one(values: list[Any]) -> Any:
+        return None if chance.random() < ours.missing else chance.choice(values[: ours.few])
+
+    def package() -> dict[str, Any]:
+        return {"name": one(PACKAGES), "version": one(VERSIONS)}
+
+    address = one(ADDRESSES)
+    if hashed_with and address:
+        text = hashed_with + address
+        address = HASH if chance.random() < 0.1 else hashlib.sha256(text.encode()).hexdigest()
+    record = {"id": "1", "received_at": "2026-11-23T04:05:06.123Z"}
+    if chance.random() < 0.6:
+        hostnames = HOSTNAMES if ours.few > 2 else ["a.com", "localhost", "b.com"]
+        record |= {"source": "core", "ip": address}
+        record["hostname"] = None if chance.random() < ours.missing else chance.choice(hostnames)
+        record |= {"browser": one(BROWSERS), "browser_version": one(VERSIONS)}
+        record |= {"os": one(SYSTEMS), "os_version": one(VERSIONS)}
+        record["payload"] = {
+            "providers": {name: chance.random() < 0.2 for name in PROVIDERS},
+            "version": one(VERSIONS),
+            "resourceCount": one(chance.choice([NUMBERS, NUMBERS[3:]])),
+            "projectId": one(PROJECTS),
+        }
+    else:
+        record |= {"source": "cli", "ip": address}
+        record["payload"] = {
+            "nodeEnv": one(["ci", "test"]),
+            "nodeVersion": one(VERSIONS),
+            "os": one(SYSTEMS),
+            "osVersion": one(VERSIONS),
+            "command": one(COMMANDS),
+            "packages": [package() for _ in range(chance.choice([0, 1, 1, 2, 4]))],
+            "projectFramework": one(["vite", "next", "remix"]),
+            "projectId": one(PROJECTS),
+        }
+    return record
+
+
+def refusal(chance: Random, ours: Habits, hashed_with: str | None) -> bytes:
+    if chance.random() < ours.odd_line:
+        return chance.choice([*NO_EVENTS, *ODD_EVENTS, b'{"source":"core","field":1}'])
+    record = {
+        "received_at": "2026-11-23T04:05:06.123Z",
+        "source": chance.choice(["core", "cli"]),
+        "status": 400,
+        "field": chance.choice(["version", "packages[3].version", None]),
+        "detail": chance.choice(DETAILS),
+    }
+    return write(record, chance, ours)
+
+
+def write(record: dict[str, Any], chance: Random, ours: Habits) -> bytes:
+    """Return the record as we write it, or as something else could have."""
+    if chance.random() >= ours.odd_form:
+        return json.dumps(record, separators=(",", ":")).encode()
+    change: Callable[[dict[str, Any], Random], dict[str, Any]]
+    for change in chance.sample([shuffle, add_keys, drop_keys], chance.randrange(3)):
+        record = change(record, chance)
+    separators = chance.choice([(",", ":"), (", ", ": "), (" ,\t", " : ")])
+    text = json.dumps(record, separators=separators, ensure_ascii=chance.random() < 0.5)
+    for old, new in chance.sample(SPELLINGS, chance.choice([0, 0, 1, 2])):
+        text = text.replace(old, new)
+    # A lone surrogate has no UTF-8: it stays an escape.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def shuffle(record: dict[str, Any], chance: Random) -> dict[str, Any]:
+    pairs = [
+        (name, shuffle(value, chance) if isinstance(value, dict) else value)
+        for name, value in record.items()
+    ]
+    chance.shuffle(pairs)
+    return dict(pairs)
+
+
+def add_keys(record: dict[str, Any], chance: Random) -> dict[str, Any]:
+    more = {"x": chance.choice(ANYTHING), "extra": {"source": "cli", "hostname": "d.com"}}
+    payload = record.get("payload")
+    if isinstance(payload, dict) and chance.random() < 0.5:
+        return record | {"payload": {**more, **payload}}
+    return more | record if chance.random() < 0.5 else record | more
+
+
+def drop_keys(record: dict[str, Any], chance: Random) -> dict[str, Any]:
+    def some(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if chance.random() < 0.8}
+
+    kept = some(record) | {name: record[name] for name in ("source", "payload") if name in record}
+    for name in ("payload", "providers"):
+        place = kept.get("payload") if name == "providers" else kept
+        if isinstance(place, dict) and isinstance(place.get(name), dict):
+            place[name] = some(place[name])
+    return kept

@@ -1,0 +1,93 @@
+"""The image, built from deploy/Dockerfile and run with as little as it needs."""
+
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from image import Container, Image
+from server import Load, request
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("image")]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+    image = Image(tmp_path_factory.mktemp("image"))
+    yield image
+    image.remove()
+
+
+@pytest.fixture(autouse=True)
+def no_container_left(image: Image) -> Iterator[None]:
+    yield
+    image.remove_containers()
+
+
+@pytest.fixture
+def volume() -> str:
+    """The name of a volume that is not there yet."""
+    return uuid.uuid4().hex
+
+
+def test_a_second_container_goes_on_where_the_first_has_stopped(image: Image, volume: str) -> None:
+    for project in ("first", "second"):
+        container = Container(image, volume=volume)
+        assert container.send_cli(projectId=project).status == 204
+        assert container.stop() == 0
+
+    assert [event["payload"]["projectId"] for event in container.events()] == ["first", "second"]
+    (path,) = container.data_dir.glob("events-*.jsonl")
+    status = path.stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (10001, 10001, 0o640)
+
+
+@pytest.mark.parametrize("user", ["12345:0", "10001:12345"])
+def test_any_user_of_group_0_may_run_it_and_its_own_user_in_any_group(
+    image: Image, volume: str, user: str
+) -> None:
+    container = Container(image, volume=volume, user=user)
+
+    assert container.send_core().status == 204
+    assert container.is_healthy()
+    assert container.stop() == 0
+
+
+def test_its_health_is_asked_at_the_port_and_of_no_proxy(image: Image, volume: str) -> None:
+    proxy = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
+    container = Container(image, volume=volume, PORT="9000", **proxy)
+    assert container.is_healthy()
+    assert container.stop() == 0
+
+    full = Container(image, volume=volume, TELEMETRY_MIN_FREE_MB="10000000")
+    assert full.send("GET", "/healthz").status == 503
+    assert not full.is_healthy()
+    assert full.stop() == 0
+
+
+def test_it_stops_in_time_and_loses_nothing(image: Image, volume: str) -> None:
+    container = Container(image, volume=volume, WEB_CONCURRENCY="2")
+    slow = container.connect()
+    slow.sendall(request("POST", "/cli", body=b"x" * 50)[:-1])
+    with Load(container, 4) as load:
+        load.wait_for(204, 50)
+        status = container.stop()
+    slow.close()
+
+    stored = Counter(event["payload"]["projectId"] for event in container.events())
+    assert status == 0
+    assert all(stored[project] == 1 for project in load.projects())
+
+
+def test_there_is_in_it_only_what_runs(image: Image) -> None:
+    script = "import importlib.util as u, os; print(u.find_spec('pytest'), *sorted(os.listdir()))"
+    found = image.run("--rm", "--entrypoint=python", "telemetry", "-c", script).split()
+
+    assert found[0] == "None"
+    assert {"app.py", "gunicorn.conf.py", "templates"} <= {*found}
+    assert {"tests", "deploy", "README.md"}.isdisjoint(found)
+
+
+def test_the_build_warns_of_nothing(image: Image) -> None:
+    assert "warning" not in image.build_log.lower()

@@ -1,0 +1,576 @@
+"""Every number of `flask report --format json`: by hand, and against an independent count."""
+
+import gzip
+import json
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from naive_report import naive_report
+from random_folders import NO_EVENTS, ODD_EVENTS
+
+UNTIL = date(2026, 11, 22)
+TODAY = date(2026, 11, 23)
+SINCE = date(2026, 9, 28)  # 8 weeks
+CORE_FIGURES = ["events", "hosts", "projects", "addresses", "local_addresses"]
+HASH = "0123456789abcdef" * 4
+
+Record = dict[str, Any]
+Days = dict[int, list[Record]]
+
+
+def core(hostname: str | None = "a.com", ip: str | None = "192.0.2.1", **others: Any) -> Record:
+    payload = {"providers": {}, "version": "5.0.1", "resourceCount": 3, "projectId": None}
+    record = {"browser": None, "browser_version": None, "os": None, "os_version": None}
+    return {
+        "source": "core",
+        "ip": ip,
+        "hostname": hostname,
+        **{name: others.get(name, value) for name, value in record.items()},
+        "payload": {name: others.get(name, value) for name, value in payload.items()},
+    }
+
+
+def cli(project: str | None = "p", ip: str | None = "192.0.2.1", **payload: Any) -> Record:
+    return {"source": "cli", "ip": ip, "payload": {"projectId": project, **payload}}
+
+
+def packages(*versions: str) -> list[dict[str, str]]:
+    """Turn `name@version` into the entries of a payload."""
+    return [dict(zip(("name", "version"), text.split("@"), strict=True)) for text in versions]
+
+
+def write_days(directory: Path, days: Days) -> None:
+    """Write a file for each day, which is a number of days before `UNTIL`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for days_ago, records in days.items():
+        path = directory / f"events-{UNTIL - timedelta(days=days_ago)}.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def write_lines(path: Path, lines: list[bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def at(report: Any, path: str) -> Any:
+    """Return what stands at `active.core.hosts`; `versions.value` is that of every version."""
+    for name in path.split("."):
+        if isinstance(report, list) and not name.lstrip("-").isdigit():
+            report = [row[name] for row in report]
+        else:
+            report = report[int(name)] if isinstance(report, list) else report[name]
+    return report
+
+
+def window(*numbers: int | None) -> dict[str, int | None]:
+    return dict(zip(("now", "before", "stayed", "new", "gone"), numbers, strict=True))
+
+
+def rows(unit: str, *values: tuple[Any, ...], name: str = "value") -> list[dict[str, Any]]:
+    names = (name, unit, "events", "versions")
+    return [dict(zip(names, value, strict=False)) for value in values]
+
+
+MORE_LOCAL = [
+    *("localhost", "intranet", "app.localhost", "nas.local", "a.test", "b.example", "c.invalid"),
+    *("d.internal", "e.home.arpa", "127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.1.1", "::1"),
+    *("fd00::1", "fe80::1"),
+]
+DEPLOYED = [
+    *("a.com", "test.com", "local.com", "example.com", "mylocalhost.com", "8.8.8.8", "xtest.de"),
+    *("2606:4700:4700::1111", "home.arpa", "a.locals", "a.b.example.org"),
+]
+
+# What is counted, the events of each day (0 is the last, 1 the one before), what must come out.
+BY_HAND: dict[str, tuple[Days, dict[str, Any]]] = {
+    "a host that is in both windows stayed, the others are new or gone": (
+        {
+            0: [core("stays.com"), core("new.com"), core("new.com")],
+            6: [core("new.com")],
+            7: [core("gone.com")],
+            13: [core("stays.com"), core("gone too.com")],
+            14: [core("older.com")],
+        },
+        {
+            "active.core.hosts.7": window(2, 3, 1, 1, 2),
+            "active.core.hosts.28": window(5, None, None, None, None),
+            "active.core.projects.7": window(0, 0, 0, 0, 0),
+        },
+    ),
+    "an earlier window is known when its first day is, or a day before it": (
+        {27: [core("a.com")], 28: [core("b.com")], 55: [core("a.com")]},
+        {"active.core.hosts.28": window(1, 2, 1, 0, 1)},
+    ),
+    "an earlier window is not known when the first file is a day younger": (
+        {0: [core()], 54: [core()]},
+        {"active.core.hosts.28": window(1, None, None, None, None)},
+    ),
+    "an older file without an event makes the earlier window known": (
+        {0: [core(), cli()], 100: []},
+        {
+            "active.core.hosts.28": window(1, 0, 0, 1, 0),
+            "active.cli.projects.7": window(1, 0, 0, 1, 0),
+        },
+    ),
+    "each unit is counted once, and null is none": (
+        {
+            0: [
+                core("a.com", "192.0.2.1", projectId="p"),
+                core("a.com", "192.0.2.2", projectId="p"),
+                core("localhost", "192.0.2.3", projectId="q"),
+                core("localhost", "192.0.2.3"),
+                core(None, "192.0.2.4"),
+                core(None, None),
+                cli("p", "192.0.2.1"),
+                cli(None, "192.0.2.2"),
+                cli("p", None),
+            ]
+        },
+        {
+            "days.-1.core": {
+                "events": 6,
+                "hosts": 1,
+                "projects": 2,
+                "addresses": 4,
+                "local_addresses": 1,
+            },
+            "days.-1.cli": {"events": 3, "projects": 1, "addresses": 2},
+            "events": {"core": 6, "cli": 3},
+            "active.core.local_addresses.7": window(1, None, None, None, None),
+            "active.cli.addresses.28": window(2, None, None, None, None),
+        },
+    ),
+    "names for local use and addresses that are not global are local": (
+        {0: [core(name, f"192.0.2.{n}") for n, name in enumerate(MORE_LOCAL)]},
+        {"days.-1.core.hosts": 0, "days.-1.core.local_addresses": len(MORE_LOCAL)},
+    ),
+    "other names and global addresses are deployed": (
+        {0: [core(name, f"192.0.2.{n}") for n, name in enumerate(DEPLOYED)]},
+        {"days.-1.core.hosts": len(DEPLOYED), "days.-1.core.local_addresses": 0},
+    ),
+    "a host was last seen with what it sent on its last day, however often it sent the rest": (
+        {0: [core(version="4.0.0")], 1: [core(version="5.0.1")] * 3},
+        {"core.versions": rows("hosts", ("4.0.0", 1, 1), ("5.0.1", 0, 3))},
+    ),
+    "of one day, a host was last seen with what it sent most": (
+        {0: [core(version="4.0.0")] * 2 + [core(version="5.0.1")]},
+        {"core.versions": rows("hosts", ("4.0.0", 1, 2), ("5.0.1", 0, 1))},
+    ),
+    "of two payloads as frequent, the greater one as text was seen last": (
+        {0: [core(resourceCount=9), core(resourceCount=10)]},
+        {"core.resource_count": {"min": 9, "median": 9, "p90": 9, "max": 9}},
+    ),
+    "payloads are compared from the left: a provider that is set decides before the version": (
+        {0: [core(version="6", providers={"auth": False}), core(providers={"auth": True})]},
+        {
+            "core.versions": rows("hosts", ("5.0.1", 1, 1), ("6", 0, 1)),
+            "core.providers": rows("hosts", ("auth", 1, 1)),
+        },
+    ),
+    "payloads are compared as they are stored, in ASCII": (
+        {0: [core(version="next"), core(version="\u00e9"), core(version="Next")]},
+        {"core.versions": rows("hosts", ("next", 1, 1), ("Next", 0, 1), ("\u00e9", 0, 1))},
+    ),
+    "payloads with keys in another order, or with null for a missing key, are one payload": (
+        {
+            0: [
+                cli(command="dev", os="Linux"),
+                {
+                    "payload": {"os": "Linux", "command": "dev", "packages": [], "projectId": "p"},
+                    "source": "cli",
+                },
+                cli(command="start", os="macOS"),
+            ],
+        },
+        {"cli.operating_systems": rows("projects", ("Linux", 1, 2), ("macOS", 0, 1))},
+    ),
+    "lists cover 28 days, not one more": (
+        {27: [core("a.com", version="1.0")], 28: [core("b.com", version="2.0")]},
+        {"core.versions": rows("hosts", ("1.0", 1, 1)), "events": {"core": 2, "cli": 0}},
+    ),
+    "adoption counts each host once a week, with what it was last seen with that week": (
+        {
+            0: [core("a.com", version="v5.1.2"), core("b.com", version="5.1.0-rc.1")],
+            5: [core("a.com", version="4.57.1")] * 2 + [core("localhost", version="4.57.1")],
+            6: [core("c.com", version="next")],
+            7: [core("a.com", version="4.57.1"), core("b.com", version="4")],
+        },
+        {
+            "adoption.-1": {
+                "since": "2026-11-16",
+                "until": "2026-11-22",
+                "hosts": 3,
+                "versions": {"5.1": 2, "next": 1},
+            },
+            "adoption.-2": {
+                "since": "2026-11-09",
+                "until": "2026-11-15",
+                "hosts": 2,
+                "versions": {"4.57": 1, "4": 1},
+            },
+            "adoption.-3.hosts": None,
+        },
+    ),
+    "a hashed address counts on its day, and makes the number of several days unknown": (
+        {
+            0: [core("localhost", HASH, browser="Firefox"), core(ip="192.0.2.1", browser="Edge")],
+            1: [core(ip="192.0.2.1")],
+            7: [core("localhost", "192.0.2.2")],
+            60: [],
+        },
+        {
+            "days.-1.core.addresses": 2,
+            "days.-1.core.local_addresses": 1,
+            "days.-2.core.local_addresses": 0,
+            "weeks.-1.core": {
+                "events": 3,
+                "hosts": 1,
+                "projects": 0,
+                "addresses": None,
+                "local_addresses": None,
+            },
+            "weeks.-2.core.addresses": 1,
+            "weeks.-2.core.local_addresses": 1,
+            "active.core.addresses.7.now": None,
+            "active.core.addresses.7.before": 1,
+            "active.core.local_addresses.28.now": None,
+            "active.core.local_addresses.28.before": 0,
+            "active.core.hosts.7": window(1, 0, 0, 1, 0),
+            "core.browsers.value": [None, "Edge", "Firefox"],
+            "core.browsers.addresses": [2, 1, None],
+        },
+    ),
+    "a day without a file is missing, one with an empty file is zero": (
+        {0: [], 2: [core(), cli()], 13: [], 55: []},
+        {
+            "missing_days": [
+                str(UNTIL - timedelta(days=n)) for n in range(54, 0, -1) if n not in (2, 13)
+            ],
+            "days.-1": {
+                "date": "2026-11-22",
+                "core": dict.fromkeys(CORE_FIGURES, 0),
+                "cli": {"events": 0, "projects": 0, "addresses": 0},
+            },
+            "days.-2": {
+                "date": "2026-11-21",
+                "core": dict.fromkeys(CORE_FIGURES),
+                "cli": {"events": None, "projects": None, "addresses": None},
+            },
+            "weeks.-1.core.events": 1,
+            "weeks.-2.core.events": 0,
+            "weeks.-3.core.events": None,
+            "weeks.-3.cli": {"events": None, "projects": None, "addresses": None},
+            "weeks.since": [str(SINCE + timedelta(days=7 * n)) for n in range(8)],
+        },
+    ),
+    "under a browser stand its majors, and an address counts in every browser it came with": (
+        {
+            0: [
+                core(ip="192.0.2.1", browser="Firefox", browser_version="128.0"),
+                core(ip="192.0.2.1", browser="Firefox", browser_version="128.3.1"),
+                core(ip="192.0.2.1", browser="Firefox", browser_version="9"),
+                core(ip="192.0.2.2", browser="Firefox"),
+                core(ip="192.0.2.1", browser="Edge", browser_version="9"),
+                core(ip=None),
+            ]
+        },
+        {
+            "core.browsers": rows(
+                "addresses",
+                (
+                    "Firefox",
+                    2,
+                    4,
+                    rows("addresses", ("128", 1, 2), ("9", 1, 1), (None, 1, 1)),
+                ),
+                ("Edge", 1, 1, rows("addresses", ("9", 1, 1))),
+                (None, 0, 1, rows("addresses", (None, 0, 1))),
+            )
+        },
+    ),
+    "under a system stand its versions as they are": (
+        {
+            0: [
+                core(ip="192.0.2.1", os="Mac OS X", os_version="10.15.7"),
+                core(ip="192.0.2.2", os="Mac OS X", os_version="10.15"),
+                core(ip="192.0.2.2", os="Mac OS X", os_version="10.15"),
+            ]
+        },
+        {
+            "core.operating_systems": rows(
+                "addresses",
+                ("Mac OS X", 2, 3, rows("addresses", ("10.15", 1, 2), ("10.15.7", 1, 1))),
+            )
+        },
+    ),
+    "resource counts are those of hosts: the lower middle, and what nine of ten do not exceed": (
+        {
+            0: [core(f"h{n}.com", resourceCount=n * n) for n in range(1, 11)]
+            + [core("h1.com", resourceCount=1)] * 5
+            + [core("localhost", resourceCount=1000), core("null.com", resourceCount=None)]
+        },
+        {"core.resource_count": {"min": 1, "median": 25, "p90": 81, "max": 100}},
+    ),
+    "of eleven hosts ten are needed for nine tenths": (
+        {0: [core(f"h{n}.com", resourceCount=n) for n in range(11)]},
+        {"core.resource_count": {"min": 0, "median": 5, "p90": 9, "max": 10}},
+    ),
+    "no host has no resource counts": (
+        {0: [core("localhost"), core(None)]},
+        {"core.resource_count": {"min": None, "median": None, "p90": None, "max": None}},
+    ),
+    "a command counts every project that ran it": (
+        {
+            0: [cli("p", command="build")],
+            1: [cli("p", command="dev"), cli("q", command="dev"), cli("q", command="dev")],
+            2: [cli(None, command="dev"), cli(None, command=None)],
+        },
+        {
+            "cli.commands": rows("projects", ("dev", 2, 4), ("build", 1, 1), (None, 0, 1)),
+        },
+    ),
+    "frameworks, environments and systems count a project with what it was last seen with": (
+        {
+            0: [cli("p", projectFramework="vite", nodeEnv="ci")],
+            1: [cli("p", projectFramework="next", os="Linux")] * 2,
+            2: [cli(None, projectFramework="next")],
+        },
+        {
+            "cli.frameworks": rows("projects", ("vite", 1, 1), ("next", 0, 3)),
+            "cli.environments": rows("projects", ("ci", 1, 1), (None, 0, 3)),
+            "cli.operating_systems": rows("projects", (None, 1, 2), ("Linux", 0, 2)),
+        },
+    ),
+    "under a major of Node stand its series": (
+        {
+            0: [
+                cli("p", nodeVersion="v22.11.0"),
+                cli("q", nodeVersion="v22.11.1"),
+                cli("r", nodeVersion="22.9"),
+                cli("s", nodeVersion="v8"),
+                cli("t", nodeVersion="version unknown"),
+                cli(None, nodeVersion=None),
+            ]
+        },
+        {
+            "cli.node_versions": rows(
+                "projects",
+                ("22", 3, 3, rows("projects", ("22.11", 2, 2), ("22.9", 1, 1))),
+                ("8", 1, 1, rows("projects", ("8", 1, 1))),
+                ("version unknown", 1, 1, rows("projects", ("version unknown", 1, 1))),
+                (None, 0, 1, rows("projects", (None, 0, 1))),
+            )
+        },
+    ),
+    "an event with two versions of a package is one event of the package": (
+        {
+            0: [
+                cli("p", packages=packages("core@5.0.1", "core@4.2.0", "cli@1.0.0", "cli@1.0.9")),
+                cli("q", packages=packages("core@5.0.2")),
+                cli("q", packages=packages("core@5.0.2")),
+                cli(None, packages=packages("core@4.2.9", "core@4.2.9")),
+            ],
+            1: [cli("q", packages=packages("antd@2.0.0"))],
+        },
+        {
+            "cli.packages": rows(
+                "projects",
+                ("core", 2, 4, rows("projects", ("5.0", 2, 3), ("4.2", 1, 2))),
+                ("cli", 1, 1, rows("projects", ("1.0", 1, 1))),
+                ("antd", 0, 1, rows("projects", ("2.0", 0, 1))),
+                name="name",
+            )
+        },
+    ),
+    "equal rows stand by value, null last": (
+        {0: [cli(None, command=name) for name in ["b", None, "a", "B", "z", "b", "\u00e4"]]},
+        {
+            "cli.commands": rows(
+                "projects",
+                *(("b", 0, 2), ("B", 0, 1), ("a", 0, 1), ("z", 0, 1)),
+                *(("\u00e4", 0, 1), (None, 0, 1)),
+            )
+        },
+    ),
+}
+
+
+Count = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(params=["naive count"])
+def count(request: pytest.FixtureRequest, data_dir: Path) -> Count:
+    def naively(since: date = SINCE, until: date = UNTIL) -> dict[str, Any]:
+        return naive_report([data_dir], since, until, TODAY)
+
+    return naively
+
+
+@pytest.mark.parametrize(("days", "expected"), BY_HAND.values(), ids=BY_HAND)
+def test_the_numbers_are_those_counted_by_hand(
+    count: Count, data_dir: Path, days: Days, expected: dict[str, Any]
+) -> None:
+    write_days(data_dir, days)
+
+    report = count()
+
+    assert {path: at(report, path) for path in expected} == expected
+
+
+def test_a_line_that_is_no_event_is_counted_as_unreadable(count: Count, data_dir: Path) -> None:
+    write_lines(data_dir / f"events-{UNTIL}.jsonl", NO_EVENTS)
+
+    report = count()
+
+    assert report["unreadable_lines"] == len(NO_EVENTS)
+    assert report["events"] == {"core": 0, "cli": 0}
+
+
+def test_an_event_written_in_another_way_is_an_event(count: Count, data_dir: Path) -> None:
+    write_lines(data_dir / f"events-{UNTIL}.jsonl", ODD_EVENTS)
+
+    report = count()
+
+    assert report["unreadable_lines"] == 0
+    assert sum(report["events"].values()) == len(ODD_EVENTS)
+
+
+ONE, TWO, THREE = (b'{"source":"core","hostname":"%d.com","payload":{}}\n' % n for n in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("plain", "archived", "events"),
+    [
+        pytest.param(ONE + TWO, None, 2, id="plain"),
+        pytest.param(None, [ONE + TWO], 2, id="archive"),
+        pytest.param(None, [ONE + TWO[:9], TWO[9:] + THREE], 3, id="archive of two members"),
+        pytest.param(ONE + TWO, [ONE + TWO], 2, id="both the same"),
+        pytest.param(ONE + TWO, [ONE], 2, id="went on after compression"),
+        pytest.param(ONE + TWO, [ONE + TWO[:9]], 2, id="compressed within a line"),
+        pytest.param(TWO, [ONE], 2, id="went on in a new file"),
+        pytest.param(ONE, [ONE + TWO], 3, id="archive that goes on"),
+        pytest.param(b"", [ONE], 1, id="plain and empty"),
+        pytest.param(ONE, [], 1, id="archive of nothing"),
+        pytest.param(ONE + TWO[:-1], None, 1, id="torn"),
+        pytest.param(b"\x00" + ONE + b"\n" + TWO, None, 1, id="two lines unreadable"),
+    ],
+)
+def test_a_day_counts_its_plain_file_and_what_only_its_archive_has(
+    count: Count, data_dir: Path, plain: bytes | None, archived: list[bytes] | None, events: int
+) -> None:
+    data_dir.mkdir(exist_ok=True)
+    path = data_dir / f"events-{UNTIL}.jsonl"
+    if plain is not None:
+        path.write_bytes(plain)
+    if archived is not None:
+        data_dir.joinpath(f"{path.name}.gz").write_bytes(b"".join(map(gzip.compress, archived)))
+
+    report = count()
+
+    assert report["events"]["core"] == events
+    assert str(UNTIL) not in report["missing_days"]
+
+
+def test_refusals_are_counted_by_reason_within_the_period(count: Count, data_dir: Path) -> None:
+    reasons = [("core", "version", "is missing"), ("cli", None, "is missing"), ("core", None, "x")]
+    a, b, c = (
+        json.dumps({"source": source, "field": field, "detail": detail}).encode()
+        for source, field, detail in reasons
+    )
+    write_lines(data_dir / f"refused-{UNTIL}.jsonl", [a, b, c, b, b"{}", b'{"field":1}', b"x"])
+    write_lines(data_dir / f"refused-{SINCE}.jsonl", [b])
+    write_lines(data_dir / f"refused-{SINCE - timedelta(days=1)}.jsonl", [a, a, a, a, b"x"])
+
+    report = count()
+
+    names = ("source", "field", "detail", "events")
+    assert report["refused"] == [
+        dict(zip(names, values, strict=True))
+        for values in [
+            ("cli", None, "is missing", 3),
+            ("core", "version", "is missing", 1),
+            ("core", None, "x", 1),
+            (None, None, None, 1),
+        ]
+    ]
+    assert report["unreadable_lines"] == 2
+    assert str(UNTIL) in report["missing_days"]
+
+
+def test_the_windows_are_read_whole_though_the_period_is_one_day(
+    count: Count, data_dir: Path
+) -> None:
+    write_days(data_dir, {0: [core()], 55: [core()], 56: [core("older.com")], -1: [core("b.com")]})
+    write_lines(data_dir / f"events-{UNTIL - timedelta(days=54)}.jsonl", [b"x"])
+    write_lines(data_dir / f"events-{UNTIL - timedelta(days=57)}.jsonl", [b"x", b"x"])
+
+    report = count(since=UNTIL)
+
+    assert report["active"]["core"]["hosts"]["28"] == window(1, 1, 1, 0, 0)
+    assert report["events"] == {"core": 1, "cli": 0}
+    assert report["unreadable_lines"] == 1
+    assert (report["missing_days"], report["weeks"], report["adoption"]) == ([], [], [])
+    assert [day["date"] for day in report["days"]] == [str(UNTIL)]
+
+
+@pytest.mark.parametrize("days_later", [-1, 0, 1])
+def test_a_period_that_does_not_end_before_today_is_unfinished(
+    count: Count, data_dir: Path, days_later: int
+) -> None:
+    data_dir.mkdir(exist_ok=True)
+
+    report = count(until=TODAY + timedelta(days=days_later))
+
+    assert report["unfinished"] is (days_later >= 0)
+    assert report["weeks"][-1]["until"] == report["until"] == str(TODAY + timedelta(days_later))
+
+
+# Against the naive count
+
+
+RANGES: dict[str, tuple[date, date]] = {
+    "by default": (SINCE, UNTIL),
+    "one day": (UNTIL - timedelta(days=3), UNTIL - timedelta(days=3)),
+    "less than the windows": (UNTIL - timedelta(days=9), UNTIL),
+    "to today, which is unfinished": (TODAY - timedelta(days=20), TODAY),
+    "to a day that is to come": (TODAY - timedelta(days=6), TODAY + timedelta(days=3)),
+    "longer than the windows": (UNTIL - timedelta(days=97), UNTIL),
+    "another time": (UNTIL - timedelta(days=60), UNTIL - timedelta(days=30)),
+    "before every file": (date(2025, 1, 1), date(2025, 3, 1)),
+    "after every file": (date(2027, 3, 1), date(2027, 3, 20)),
+}
+
+
+def run_report(app: Flask, directories: list[Path], *options: str) -> dict[str, Any]:
+    arguments = ["report", "--format=json", *options, *map(str, directories)]
+    result = app.test_cli_runner().invoke(args=arguments)
+    assert result.stdout, (result.exception, result.stderr)
+    return json.loads(result.stdout, object_pairs_hook=each_key_once)
+
+
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    assert len(set(keys)) == len(keys), keys
+    return dict(pairs)
+
+
+def first_difference(seen: Any, wanted: Any, path: str = "report") -> str | None:
+    """Say where two JSON values differ first, and how; None where they are the same."""
+    if isinstance(seen, dict) and isinstance(wanted, dict):
+        if seen.keys() != wanted.keys():
+            return f"{path} has {sorted(seen)}, not {sorted(wanted)}"
+        steps = [(f".{key}", seen[key], wanted[key]) for key in wanted]
+    elif isinstance(seen, list) and isinstance(wanted, list):
+        if len(seen) != len(wanted):
+            return f"{path} is {seen}, not {wanted}"
+        steps = [(f"[{n}]", *pair) for n, pair in enumerate(zip(seen, wanted, strict=True))]
+    else:
+        same = type(seen) is type(wanted) and seen == wanted
+        return None if same else f"{path} is {seen!r}, not {wanted!r}"
+    differences = (first_difference(one, other, path + step) for step, one, other in steps)
+    return next(filter(None, differences), None)
