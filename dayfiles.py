@@ -132,7 +132,8 @@ def opened_directory(directory: Path) -> Iterator[int]:
     try:
         yield fd
     finally:
-        os.close(fd)
+        with contextlib.suppress(OSError):  # Linux frees the descriptor, and the lock, anyway
+            os.close(fd)
 
 
 # Opening and writing.

@@ -206,10 +206,11 @@ class Store:
 
     def commit(self, batch: Batch) -> None:
         self.close_batch(batch)
-        with self.writing(self.event_trouble):
+        name = plain_name(Kind.EVENTS, batch.day)
+        with self.writing(name, self.event_trouble):
             key = self.address_key(batch.day) if any(n.hash_ip for n in batch.lines) else b""
             lines = b"".join(line.completed(key) if key else line.text for line in batch.lines)
-            self.event_file.append(plain_name(Kind.EVENTS, batch.day), lines, batch.deadline)
+            self.event_file.append(name, lines, batch.deadline)
 
     def close_batch(self, batch: Batch) -> None:
         with self.lock:
@@ -218,12 +219,12 @@ class Store:
             self.queued_bytes -= sum(len(line.text) for line in batch.lines)
 
     @contextlib.contextmanager
-    def writing(self, trouble: Trouble) -> Iterator[None]:
+    def writing(self, name: str, trouble: Trouble) -> Iterator[None]:
         self.write_began = time.monotonic()
         try:
             yield
         except Exception as exc:
-            trouble.begin(str(exc), self.clock())
+            trouble.begin(f"{name}: {exc}", self.clock())
             raise
         else:
             trouble.end()
@@ -253,10 +254,10 @@ class Store:
         with self.lock:
             refusals, self.refusals = self.refusals, []
             self.queued_bytes -= sum(len(line) for _, line in refusals)
-        with self.writing(self.refusal_trouble):
-            for day, group in groupby(refusals, key=itemgetter(0)):
-                lines = b"".join(line for _, line in group)
-                self.refused_file.append_unsynced(plain_name(Kind.REFUSED, day), lines)
+        for day, group in groupby(refusals, key=itemgetter(0)):
+            name = plain_name(Kind.REFUSED, day)
+            with self.writing(name, self.refusal_trouble):
+                self.refused_file.append_unsynced(name, b"".join(line for _, line in group))
 
     def health(self) -> dict[str, Any]:
         """Tell whether an event would be stored now (`ok`), and why not.  Writes nothing."""
@@ -363,7 +364,8 @@ class Appender:
                     os.fsync(self.fd)
                     if is_new:
                         self.sync_names()
-            if os.fstat(self.fd).st_nlink > 0:
+                    has_name = os.fstat(self.fd).st_nlink > 0
+            if has_name:
                 return
         raise OSError(errno.ENOENT, "deleted again and again while it was written")
 
@@ -432,7 +434,8 @@ class Appender:
         """
         if self.unfinished:
             start, end = self.unfinished
-            if start < os.fstat(self.fd).st_size <= end:
+            # Also where only the sync of an earlier attempt has failed.
+            if start <= os.fstat(self.fd).st_size <= end:
                 cut_off(self.fd, start)
         self.close()
 

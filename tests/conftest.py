@@ -9,8 +9,12 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+import dayfiles
+import housekeeping
+import storage
 from app import create_app
 from chromium import Chromium
+from faults import FailingOs
 from server import Server, program
 from settings import read_settings
 
@@ -49,6 +53,15 @@ def make_app(data_dir: Path) -> Iterator[Callable[..., Flask]]:
     yield build
     for app in apps:
         app.extensions["collector"].close()
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> FailingOs:
+    """A disk that fails when it is told to, for all that write to the data directory."""
+    disk = FailingOs()
+    for module in (dayfiles, housekeeping, storage):
+        monkeypatch.setattr(module, "os", disk)
+    return disk
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ class File:
 
 
 class Disk:
-    """Stands in for the module `os` in storage.py, over one real directory.
+    """Stands in for the module `os`, over one real directory.
 
     Before each call that changes the disk it calls `before_change`.
     """
@@ -107,15 +107,9 @@ class Disk:
         self.random = Random(b"".join(image.values()))
 
     @contextmanager
-    def failing(
-        self,
-        *,
-        room: int | None = None,
-        syncs: Sequence[bool] = (),
-        meanwhile: Callable[[], None] = lambda: None,
-    ) -> Iterator[None]:
-        """Be full after `room` bytes; fail each next sync that is True, but first `meanwhile`."""
-        self.room, self.failing_syncs, self.meanwhile = room, list(syncs), meanwhile
+    def failing(self, *, room: int | None = None, syncs: Sequence[bool] = ()) -> Iterator[None]:
+        """Be full after `room` bytes; fail each next sync that is True."""
+        self.room, self.failing_syncs = room, list(syncs)
         try:
             yield
         finally:
@@ -173,11 +167,6 @@ class Disk:
         file.write(content, len(file.cached))
         return os.write(fd, content)
 
-    def pwrite(self, fd: int, content: bytes, start: int) -> int:
-        self.before_change()
-        self.open_files[fd].write(content, start)
-        return os.pwrite(fd, content, start)
-
     def ftruncate(self, fd: int, size: int) -> None:
         self.before_change()
         self.open_files[fd].truncate(size)
@@ -187,7 +176,6 @@ class Disk:
         self.before_change()
         file = self.open_files.get(fd)
         if self.failing_syncs and self.failing_syncs.pop(0):
-            self.meanwhile()
             if file:
                 file.dirty.clear()  # as the kernel does, though who knows what was written
             raise OSError(errno.EIO, os.strerror(errno.EIO))

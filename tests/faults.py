@@ -6,17 +6,23 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
+
+DAY = "2026-11-23"
+NAME = f"events-{DAY}.jsonl"
+EVENT = {"id": "x", "received_at": f"{DAY}T23:59:59.999Z", "source": "cli"}
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
 def line(n: int, length: int = 60) -> bytes:
     return json.dumps({"n": n}).encode().ljust(length - 1) + b"\n"
 
 
-class Disk:
+class FailingOs:
     """`os`, but `fault` sees each system call first; it may raise, or answer instead."""
 
-    CALLS = "open write pwrite pread ftruncate fsync fstat stat statvfs fchmod close rename unlink"
+    CALLS = "open write pread ftruncate fsync fstat stat statvfs fchmod mkdir close rename unlink"
 
     def __init__(self) -> None:
         self.heal()

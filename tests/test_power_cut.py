@@ -4,10 +4,9 @@ import gzip
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
-from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from random import Random
@@ -16,6 +15,8 @@ from unittest.mock import patch
 
 import pytest
 
+import dayfiles
+import housekeeping
 import storage
 from disk import Disk, Image
 
@@ -45,7 +46,9 @@ class Life:
         self.today = before.today
         self.sent = dict(before.sent)
         self.acknowledged = set(before.acknowledged)
-        self.housekeeper = storage.Housekeeper(storage.Store(directory), 1, RETENTION_DAYS)
+        self.housekeeping = housekeeping.Housekeeping(
+            directory, dayfiles.utc_now, 1, RETENTION_DAYS
+        )
         self.workers = [storage.Appender(directory), storage.Appender(directory)]
         self.numbers = count(len(self.sent))
 
@@ -56,17 +59,17 @@ class Life:
             self.workers[worker].append(f"events-{day}.jsonl", b"".join(batch))
             self.acknowledged.update(batch)
 
-    def keep_house(self, today: date, **failures: Any) -> None:
+    def clean_up(self, today: date, **failures: Any) -> None:
         self.today = today
         with self.disk.failing(**failures):
-            self.housekeeper.keep_house(today)
+            self.housekeeping.run(today)
 
 
 def event_line(number: int, day: date) -> bytes:
     """Return a line of 80 to 1300 bytes, no part of which is found in any other."""
     text = Random(number).randbytes(number * 173 % 600).hex()
     event = {"id": number, "received_at": f"{day}T12:00:00.000Z", "text": text}
-    return f"{storage.encode(event)}\n".encode("ascii")
+    return f"{dayfiles.encode(event)}\n".encode("ascii")
 
 
 def is_days_file(name: str) -> bool:
@@ -80,7 +83,7 @@ Cuts = dict[object, Cut]  # no two alike
 def whole_life(life: Life) -> None:
     """New days, batches, compression, retention, late events, and failures of each kind."""
     first, second = DAYS[:2]
-    life.keep_house(first)
+    life.clean_up(first)
     for lines in (1, 1, 4, 2):
         life.append(first, lines)
     life.append(first, 2, worker=1)
@@ -88,23 +91,23 @@ def whole_life(life: Life) -> None:
     life.append(first, 2)
     life.append(first, 3, syncs=[True])
     life.append(first, 1, worker=1)
-    life.append(first, 3, syncs=[True, True])  # nor can the lines be taken back
-    life.append(first, 2)  # by the same worker: it knows what it owes
-    behind = partial(life.append, second, 1, worker=1)
-    life.append(second, 2, syncs=[False, True], meanwhile=behind)  # the directory's sync
+    life.append(first, 3, syncs=[True, True])  # the rollback fails, too
+    life.append(first, 2)  # by the same worker, which rolls back first
+    life.append(second, 2, syncs=[False, True])  # the directory's sync
+    life.append(second, 1, worker=1)
     life.append(second, 3)
-    life.keep_house(second, room=100)
-    life.keep_house(second, syncs=[True])
-    life.keep_house(second)
+    life.clean_up(second, room=100)
+    life.clean_up(second, syncs=[True])
+    life.clean_up(second)
     life.append(first, 2)
     for today in DAYS[2:]:
         life.append(today, 2)
         life.append(today - timedelta(days=1), 1, worker=1)
-        life.keep_house(today)
+        life.clean_up(today)
 
 
 def house_first(life: Life) -> None:
-    life.keep_house(life.today)
+    life.clean_up(life.today)
     life.append(life.today, 1)
     life.append(life.today - timedelta(days=1), 2)
 
@@ -112,7 +115,7 @@ def house_first(life: Life) -> None:
 def events_first(life: Life) -> None:
     life.append(life.today, 1)
     life.append(life.today - timedelta(days=1), 2)
-    life.keep_house(life.today)
+    life.clean_up(life.today)
 
 
 def live(steps: Steps, before: Cut, tmp_path: Path, *, cut: bool = False) -> tuple[str, Cuts]:
@@ -130,7 +133,10 @@ def live(steps: Steps, before: Cut, tmp_path: Path, *, cut: bool = False) -> tup
     life = Life(tmp_path, before)
     if cut:
         life.disk.before_change = note_cuts
-    with patch.object(storage, "os", life.disk), patch.object(storage.log, "disabled", True):
+    with ExitStack() as patches:
+        for module in (dayfiles, housekeeping, storage):
+            patches.enter_context(patch.object(module, "os", life.disk))
+            patches.enter_context(patch.object(module.log, "disabled", True))
         steps(life)
         for worker in life.workers:
             worker.close()
@@ -200,8 +206,8 @@ def test_nor_does_a_second_one_while_the_server_comes_up_again(
     assert next(faults_after(seconds, tmp_path), "") == ""
 
 
-def look_at_end(*args: Any, cut: Callable[..., int] = storage.cut_torn_tail, **_: bool) -> int:
-    return cut(*args, thorough=False)
+def look_at_end(*args: Any, repair: Callable[..., int] = dayfiles.repair_tail, **_: bool) -> int:
+    return repair(*args, thorough=False)
 
 
 @pytest.mark.parametrize(
@@ -209,9 +215,9 @@ def look_at_end(*args: Any, cut: Callable[..., int] = storage.cut_torn_tail, **_
     [
         pytest.param(Disk, "fsync", lambda *_: None, "lost", id="syncs nothing"),
         pytest.param(storage, "sync_directory", lambda _: None, "lost", id="syncs no name"),
-        pytest.param(storage, "cut_torn_tail", look_at_end, "never sent", id="overlooks NUL bytes"),
+        pytest.param(storage, "repair_tail", look_at_end, "never sent", id="overlooks NUL bytes"),
         pytest.param(
-            storage.Appender, "take_back", lambda *_: None, "lost", id="takes nothing back"
+            storage.Appender, "roll_back", storage.Appender.close, "lost", id="rolls nothing back"
         ),
     ],
 )

@@ -1,0 +1,106 @@
+"""Names, locks, torn tails and durable steps of the daily files."""
+
+import threading
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dayfiles
+from dayfiles import timestamp
+from faults import NAME, line
+from storage import Appender
+
+
+def test_a_timestamp_has_milliseconds_and_z() -> None:
+    assert timestamp(datetime(2026, 1, 2, 3, 4, 5, 6999, tzinfo=UTC)) == "2026-01-02T03:04:05.006Z"
+    assert timestamp(datetime(2026, 1, 2, tzinfo=UTC)) == "2026-01-02T00:00:00.000Z"
+
+
+@pytest.mark.parametrize("kept", range(len(line(2))))
+def test_appending_cuts_off_a_torn_line_and_keeps_every_whole_one(
+    data_dir: Path, caplog: pytest.LogCaptureFixture, kept: int
+) -> None:
+    """While the others run on, too: the file is open already."""
+    appender = Appender(data_dir)
+    appender.append(NAME, line(1))
+    with (data_dir / NAME).open("ab") as torn:
+        torn.write(line(2)[:kept])
+
+    appender.append(NAME, line(3))
+
+    assert (data_dir / NAME).read_bytes() == line(1) + line(3)
+    assert (f"cut off a torn tail of {kept} bytes" in caplog.text) == (kept > 0)
+
+
+@pytest.mark.parametrize(
+    ("tail", "cut"),
+    [
+        pytest.param(b"\0" * 5000, 5000, id="NUL bytes only"),
+        pytest.param(b"\0" * 512 + line(8), 572, id="and a whole line behind them"),
+        pytest.param(line(8)[:30] + b"\0" * 29 + b"\n" + line(9), 120, id="within a line"),
+        pytest.param(b"x" * 200_000, 200_000, id="a long torn line"),
+    ],
+)
+def test_what_a_power_cut_leaves_is_cut_off(
+    data_dir: Path, caplog: pytest.LogCaptureFixture, tail: bytes, cut: int
+) -> None:
+    data_dir.mkdir()
+    (data_dir / NAME).write_bytes(line(1) + tail)
+
+    Appender(data_dir).append(NAME, line(3))
+
+    assert (data_dir / NAME).read_bytes() == line(1) + line(3)
+    assert f"cut off a torn tail of {cut} bytes" in caplog.text
+
+
+def hold_lock(directory: Path, held: Any, release: Any) -> None:
+    with dayfiles.locked(directory):
+        held.set()
+        release.wait(60)
+
+
+def test_the_lock_of_one_process_holds_up_another_that_was_forked_later(data_dir: Path) -> None:
+    """A descriptor opened before the fork would be shared, and exclude nobody."""
+    Appender(data_dir).append(NAME, line(0))
+    context = get_context("fork")
+    held, release = context.Event(), context.Event()
+    child = context.Process(target=hold_lock, args=(data_dir, held, release))
+    child.start()
+    held.wait(60)
+    done = threading.Event()
+    waiting = threading.Thread(
+        target=lambda: (Appender(data_dir).append(NAME, line(1)), done.set()), daemon=True
+    )
+    waiting.start()
+
+    assert not done.wait(0.2)
+    release.set()
+    assert done.wait(60)
+    child.join()
+
+
+@pytest.mark.parametrize(
+    ("tail", "kept"),
+    [
+        pytest.param(b'{"received_at":"x","source":"cli"}', True, id="a record"),
+        pytest.param(b'{"source":"core","received_at":"x","payload":{}}', True, id="another"),
+        pytest.param(b'{"received_at":"x","source":"cli"', False, id="cut short"),
+        pytest.param(b'{"n":1}', False, id="no record of ours"),
+        pytest.param(b"[]", False, id="no object"),
+        pytest.param(b'{"received_at":"x","source":"\0"}', False, id="NUL"),
+    ],
+)
+def test_a_whole_record_that_lacks_only_its_newline_gets_it(
+    data_dir: Path, tail: bytes, kept: bool
+) -> None:
+    """A file that an admin has joined or edited."""
+    data_dir.mkdir()
+    (data_dir / NAME).write_bytes(line(1) + tail)
+
+    Appender(data_dir).append(NAME, line(3))
+
+    expected = line(1) + (tail + b"\n" if kept else b"") + line(3)
+    assert (data_dir / NAME).read_bytes() == expected
