@@ -2,6 +2,7 @@
 
 gunicorn        serve (gunicorn.conf.py names create_app)
 flask report    tell what was collected
+flask forget    erase one person's events
 """
 
 import logging
@@ -22,6 +23,7 @@ from werkzeug.routing import MapAdapter
 
 import parsing
 from dayfiles import encode, timestamp, utc_now
+from forget import forget_command
 from housekeeping import Housekeeping
 from parsing import Rejected
 from report import report_command
@@ -88,6 +90,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], datetime] =
     app.register_error_handler(NotStored, try_again)
     app.register_error_handler(HTTPException, explain)
     app.cli.add_command(report_command)
+    app.cli.add_command(forget_command)
     return app
 
 

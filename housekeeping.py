@@ -64,11 +64,14 @@ class Housekeeping:
         while not self.closing.is_set():
             today = self.clock().date()
             if today != last:
-                last = today
                 try:
                     self.run(today)
+                    last = today
+                except BlockingIOError:
+                    pass  # another process is at it: see soon whether it came to an end
                 except OSError as exc:
                     log.error("no housekeeping until tomorrow: %s", exc)
+                    last = today
             self.closing.wait(NEW_DAY_POLL_SECONDS)
 
     def close(self) -> None:
@@ -77,12 +80,12 @@ class Housekeeping:
     def run(self, today: date) -> None:
         """Delete expired keys and files, cut torn tails, compress what is old enough.
 
-        A kill at any moment loses and doubles nothing: the next run goes on.  Does nothing
-        while another process is at it.
+        A kill at any moment loses and doubles nothing: the next run goes on.  Raises
+        BlockingIOError while another process is at it.
         """
         if not self.directory.is_dir():
             return
-        with contextlib.suppress(BlockingIOError), claimed(self.directory):
+        with claimed(self.directory):
             remove_draft(self.directory)  # of a run that was killed
             for path in expired_keys(self.directory, today):
                 with reported(path):

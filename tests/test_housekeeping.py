@@ -226,7 +226,8 @@ def test_one_process_keeps_house_at_a_time(
 ) -> None:
     content = write_days(data_dir, 3)
     with housekeeping.claimed(data_dir):
-        make_housekeeping(compress_after_days=1).run(TODAY)
+        with pytest.raises(BlockingIOError):
+            make_housekeeping(compress_after_days=1).run(TODAY)
         assert read_days(data_dir) == content
         assert not list(data_dir.glob("*.gz"))
     make_housekeeping(compress_after_days=1).run(TODAY)

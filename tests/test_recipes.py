@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from test_report import send_a_week
 
 from server import ROOT, program
-from test_report import send_a_week
 
 pytestmark = pytest.mark.slow
 
