@@ -4,11 +4,12 @@
 const TIMEOUT_MS = 3000;
 const LONGEST_WAIT_FOR_IDLE_MS = 2000;
 
-let called = false; // once for each page load: a module is loaded once
+const CALLED = Symbol.for("sendTelemetry was called"); // of the page: it may have two copies of this
 
 /**
  * Send one event after the load event, when the browser is idle; or at once when the page is left
- * before that.  A second call does nothing.  Never throws.
+ * before that.  A page that is prerendered sends nothing until it is shown.  A second call does
+ * nothing, also by another copy of this module.  Never throws.
  *
  * Nothing is sent where the user has opted out: by Global Privacy Control or Do Not Track in the
  * browser, or by `disableTelemetry`.
@@ -20,17 +21,26 @@ let called = false; // once for each page load: a module is loaded once
  */
 export function sendTelemetry(options) {
   try {
-    if (called || typeof document === "undefined") return; // the latter: rendered on a server
-    called = true;
+    if (typeof document === "undefined" || globalThis[CALLED]) return; // the former: on a server
+    globalThis[CALLED] = true;
     const { url, payload, disableTelemetry } = options;
     if (disableTelemetry || navigator.globalPrivacyControl || navigator.doNotTrack === "1") return;
-    const send = once(() => post(url, encode(payload)));
-    addEventListener("pagehide", send);
-    if (document.readyState === "complete") whenIdle(send);
-    else addEventListener("load", () => whenIdle(send));
+    whenShown(() => sendOnce(() => post(url, encode(payload))));
   } catch {
     // What has a document but no more is no browser.
   }
+}
+
+function whenShown(run) {
+  if (document.prerendering) document.addEventListener("prerenderingchange", run, { once: true });
+  else run();
+}
+
+function sendOnce(run) {
+  const send = once(run);
+  addEventListener("pagehide", send);
+  if (document.readyState === "complete") whenIdle(send);
+  else addEventListener("load", () => whenIdle(send));
 }
 
 function once(run) {

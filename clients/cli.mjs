@@ -3,11 +3,19 @@
 
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import { release } from "node:os";
 import { basename, dirname, join } from "node:path";
 
 const MAX_TEXT_CHARS = 256; // the server refuses more, of both
 const MAX_PACKAGES = 256;
+const MAX_EVENT_BYTES = 30_000; // an environment variable of Windows holds 32,767 characters
+const NO_OPT_OUT = ["", "0", "false", "no", "off"];
+// As npm has it: no name may lead out of node_modules.
+const PACKAGE_NAME = /^(@[a-z\d~-][a-z\d._~-]*\/)?[a-z\d~-][a-z\d._~-]*$/i;
+// Of Node's own variables, what the sender needs.  The others are for the command: --inspect-brk in
+// NODE_OPTIONS, say, or NODE_V8_COVERAGE, which would write a file when the command has long ended.
+const KEPT_NODE_VARIABLES = ["NODE_EXTRA_CA_CERTS", "NODE_USE_ENV_PROXY"];
 const OS_NAMES = { darwin: "macOS", linux: "Linux", win32: "Windows" };
 
 // Runs in the process that sends.
@@ -25,7 +33,7 @@ const SENDER = `
  * Send one event for a command.  Returns at once, prints nothing and never throws.
  *
  * Nothing is sent where the user has opted out: when REFINE_NO_TELEMETRY, DO_NOT_TRACK or the
- * variable that `optOut` names is "true" or "1".
+ * variable that `optOut` names is set, and to something else than 0, false, no or off.
  *
  * @param {object} options
  * @param {string} options.url The whole address, as in "https://telemetry.example.com/cli".
@@ -59,25 +67,40 @@ export function sendTelemetry(options) {
 }
 
 function isSet(name) {
-  return ["true", "1"].includes(process.env[name]);
+  return !NO_OPT_OUT.includes((process.env[name] ?? "").trim().toLowerCase());
 }
 
 function send(url, event) {
-  const { NODE_OPTIONS, ...env } = process.env; // those are for the command: --inspect-brk, say
   const child = spawn(process.execPath, ["--eval", SENDER], {
     detached: true,
     stdio: "ignore",
     windowsHide: true,
     cwd: dirname(process.execPath), // Windows lets nobody delete a directory that is in use
     env: {
-      ...env,
+      ...withoutNodeVariables(process.env),
       EVENT_URL: url,
-      EVENT: JSON.stringify(event, clean),
+      EVENT: encode(event),
+      NODE_V8_COVERAGE: "", // left out, spawn() would hand it on all the same
       DO_NOT_TRACK: "1", // were it a bundled tool all the same, it must not go on forever
     },
   });
   child.on("error", () => {});
   child.unref();
+}
+
+function withoutNodeVariables(env) {
+  const isKept = (name) => !name.startsWith("NODE_") || KEPT_NODE_VARIABLES.includes(name);
+  return Object.fromEntries(Object.entries(env).filter(([name]) => isKept(name)));
+}
+
+/** JSON that is not too long to be handed over: rather fewer packages than no event. */
+function encode(event) {
+  const packages = [...event.packages];
+  let text = JSON.stringify(event, clean);
+  while (Buffer.byteLength(text) > MAX_EVENT_BYTES && packages.pop()) {
+    text = JSON.stringify({ ...event, packages }, clean);
+  }
+  return text;
 }
 
 /** Texts as the server takes them. */
@@ -88,7 +111,7 @@ function clean(_, value) {
 
 /** Name and version of the packages that the nearest package.json depends on. */
 function findPackages(prefix) {
-  const project = upwards(process.cwd()).find((directory) => readPackage(directory));
+  const project = upwards(process.cwd()).find((directory) => isProject(readPackage(directory)));
   if (!project) return [];
   const { dependencies, devDependencies } = readPackage(project);
   return Object.keys({ ...dependencies, ...devDependencies })
@@ -97,19 +120,35 @@ function findPackages(prefix) {
     .map((name) => ({ name, version: installedVersion(name, project) }));
 }
 
-/** The version in the first node_modules that has the package, as Node looks for it; or null. */
+/** A package.json with nothing but a "type", as bundlers write them, is of no project. */
+function isProject(found) {
+  return Boolean(found?.name || found?.dependencies || found?.devDependencies);
+}
+
+/** The version of the package that Node would load in the project; or null. */
 function installedVersion(name, project) {
-  for (const directory of upwards(project)) {
-    const found = readPackage(join(directory, "node_modules", name));
-    if (found) return typeof found.version === "string" ? found.version : null;
+  if (!PACKAGE_NAME.test(name)) return null;
+  const directories = upwards(project).map((directory) => join(directory, "node_modules", name));
+  const found = [...directories, plugAndPlayDirectory(name, project)].map(readPackage).find(Boolean);
+  return typeof found?.version === "string" ? found.version : null;
+}
+
+/** Where Yarn's Plug'n'Play, which has no node_modules, keeps the package. */
+function plugAndPlayDirectory(name, project) {
+  if (!process.versions.pnp) return undefined;
+  try {
+    const { resolveToUnqualified } = createRequire(join(project, "package.json"))("pnpapi");
+    return resolveToUnqualified(name, join(project, "package.json"));
+  } catch {
+    return undefined;
   }
-  return null;
 }
 
 /** What the directory's package.json holds; undefined where it has none that can be read. */
 function readPackage(directory) {
   try {
-    return JSON.parse(readFileSync(join(directory, "package.json"), "utf8"));
+    const text = readFileSync(join(directory, "package.json"), "utf8");
+    return JSON.parse(text.replace(/^\uFEFF/, ""));
   } catch {
     return undefined;
   }

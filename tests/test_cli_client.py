@@ -182,6 +182,102 @@ def test_a_strange_package_json_does_not_lose_the_event(
         assert server.events()[-1]["payload"]["packages"] == expected
 
 
+def test_a_byte_order_mark_hides_no_package(
+    start_tool: Tool, server: Server, project: Path
+) -> None:
+    """Editors on Windows write one."""
+    for path in (project / "package.json", project / "node_modules/@refinedev/core/package.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    finish(start_tool(url=url(server), command="dev", packages="@refinedev/core"))
+    wait_until(server.events)
+
+    (event,) = server.events()
+    assert event["payload"]["packages"] == [{"name": "@refinedev/core", "version": "5.0.12"}]
+
+
+def test_a_package_json_that_names_nothing_does_not_end_the_search(
+    start_tool: Tool, server: Server, project: Path
+) -> None:
+    write_json(project / "src/package.json", {"type": "module"})
+    finish(start_tool(url=url(server), command="dev", packages="@refinedev/core"))
+    wait_until(server.events)
+
+    (event,) = server.events()
+    assert event["payload"]["packages"] == [{"name": "@refinedev/core", "version": "5.0.12"}]
+
+
+def test_rather_fewer_packages_than_no_event(
+    start_tool: Tool, server: Server, project: Path
+) -> None:
+    names = [f"p-{i:03}-{'x' * 240}" for i in range(256)]
+    write_json(project / "package.json", {"dependencies": dict.fromkeys(names, "1")})
+    finish(start_tool(url=url(server), command="dev", packages="p-"))
+    wait_until(server.events)
+
+    (event,) = server.events()
+    sent = [package["name"] for package in event["payload"]["packages"]]
+    assert len(sent) > 100
+    assert sent == names[: len(sent)]
+
+
+@pytest.mark.parametrize("name", ["@x/../../outside", "@x/..", "@x/y/../../outside"])
+def test_a_name_that_leads_out_of_node_modules_is_not_followed(
+    start_tool: Tool, server: Server, project: Path, name: str
+) -> None:
+    write_json(project / "package.json", {"dependencies": {name: "1"}})
+    for directory in (project / "outside", project / "node_modules", project):
+        directory.mkdir(exist_ok=True)
+    write_json(project / "outside/package.json", {"version": "secret"})
+    write_json(project / "node_modules/outside/package.json", {"version": "secret"})
+    write_json(project / "node_modules/package.json", {"version": "secret"})
+    finish(start_tool(url=url(server), command="dev", packages="@x/"))
+    wait_until(server.events)
+
+    (event,) = server.events()
+    assert event["payload"]["packages"] == [{"name": name, "version": None}]
+
+
+PLUG_AND_PLAY = """
+const Module = require("node:module");
+const load = Module._load;
+process.versions.pnp = "3";
+Module._load = function (request, ...rest) {
+  if (request !== "pnpapi") return load.call(this, request, ...rest);
+  const { join } = require("node:path");
+  return { resolveToUnqualified: (name, issuer) => join(__dirname, "kept", name) };
+};
+"""
+
+
+def test_under_plug_and_play_versions_are_found_without_node_modules(
+    start_tool: Tool, server: Server, project: Path
+) -> None:
+    """Yarn's hook, as far as its documentation has it: process.versions.pnp and "pnpapi"."""
+    (project / ".pnp.cjs").write_text(PLUG_AND_PLAY)
+    write_json(project / "kept/@refinedev/devtools/package.json", {"version": "2.0.1"})
+    environ = {"NODE_OPTIONS": f"--require {project / '.pnp.cjs'}"}
+    options = {"command": "dev", "packages": "@refinedev/devtools"}
+    finish(start_tool(environ, url=url(server), **options))
+    wait_until(server.events)
+
+    (event,) = server.events()
+    assert event["payload"]["packages"] == [{"name": "@refinedev/devtools", "version": "2.0.1"}]
+
+
+def test_the_sender_writes_no_coverage_after_the_tool_has_ended(
+    start_tool: Tool, server: Server, tmp_path: Path
+) -> None:
+    coverage = tmp_path / "coverage"
+    tool = start_tool({"NODE_V8_COVERAGE": str(coverage)}, url=url(server), command="dev")
+    (sender,) = senders(tool)
+    inherited = Path(f"/proc/{sender}/environ").read_bytes()
+    finish(tool)
+    wait_until(server.events)
+
+    assert b"NODE_V8_COVERAGE=\0" in inherited
+    assert len(list(coverage.iterdir())) == 1  # the tool's own
+
+
 def senders(tool: "subprocess.Popen[str]") -> list[int]:
     """Return the processes that the tool has started once sendTelemetry has returned."""
     assert tool.stdout
@@ -189,7 +285,7 @@ def senders(tool: "subprocess.Popen[str]") -> list[int]:
     return children(tool.pid)
 
 
-@pytest.mark.parametrize("value", ["1", "true"])
+@pytest.mark.parametrize("value", ["1", "true", "TRUE", "yes", "on", " 1", "2", "anything"])
 @pytest.mark.parametrize("name", ["REFINE_NO_TELEMETRY", "DO_NOT_TRACK", "TOOL_NO_TELEMETRY"])
 def test_an_opt_out_starts_no_process(
     start_tool: Tool, mute: socket.socket, name: str, value: str
@@ -199,7 +295,7 @@ def test_an_opt_out_starts_no_process(
     assert senders(start_tool({name: value}, **options)) == []
 
 
-@pytest.mark.parametrize("value", ["0", "false", ""])
+@pytest.mark.parametrize("value", ["0", "false", "", " ", "False", "no", "OFF"])
 def test_what_is_no_opt_out_starts_a_process_of_its_own(
     start_tool: Tool, mute: socket.socket, value: str
 ) -> None:
