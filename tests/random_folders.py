@@ -12,6 +12,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from naive_report import PROVIDERS
+
 LAST_DAY = date(2026, 11, 24)  # two days after the `until` that tests use
 HASH = hashlib.sha256(b"a hash that comes on several days").hexdigest()
 HOSTNAMES = [
@@ -29,10 +31,6 @@ BROWSERS = ["Firefox", "Chrome", "Chrome Mobile", "\u00c4dge"]
 SYSTEMS = ["Linux", "Mac OS X", "Windows"]
 COMMANDS = ["dev", "build", "start", '{"source":"core"}', "\u0085"]
 PACKAGES = ["@x/core", "cli", "antd", "\u00fcber", "packages"]
-PROVIDERS = [
-    *("auth", "data", "router", "live"),
-    *("notification", "auditLog", "i18n", "accessControl"),
-]
 # What stands in a line, and other JSON for it; of a key that comes twice the last one counts.
 SPELLINGS = [
     ("\\u00fc", "\\u00FC"),
@@ -122,11 +120,6 @@ ODD_EVENTS = [
 ]
 
 
-class Folders(NamedTuple):
-    directories: list[Path]  # as they are named on the command line: some of them twice
-    first_day: date
-
-
 class Habits(NamedTuple):
     """What one folder is like: how likely each oddity is."""
 
@@ -141,8 +134,8 @@ class Habits(NamedTuple):
     few: int  # different values of a kind
 
 
-def write_folders(root: Path, seed: int) -> Folders:
-    """Write one or two directories of daily files below `root`."""
+def write_folders(root: Path, seed: int) -> list[Path]:
+    """Write one or two directories of daily files below `root`; some are returned twice."""
     chance = Random(seed)
     first_day = LAST_DAY - timedelta(days=chance.choice([4, 9, 20, 40, 57, 58, 59, 75, 100]))
     directories = [root / "a"]
@@ -158,7 +151,7 @@ def write_folders(root: Path, seed: int) -> Folders:
         link.symlink_to(chance.choice(directories), target_is_directory=True)
         directories += [link, directories[0] / ".." / directories[0].name]
         chance.shuffle(directories)
-    return Folders(directories, first_day)
+    return directories
 
 
 def habits(chance: Random) -> Habits:

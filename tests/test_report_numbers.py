@@ -2,17 +2,23 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from flask import Flask
 
 from naive_report import naive_report
-from random_folders import NO_EVENTS, ODD_EVENTS
+from random_folders import NO_EVENTS, ODD_EVENTS, write_folders
+from server import PATIENCE_SECONDS, ROOT
 
+FLASK = Path(sys.executable).with_name("flask")
 UNTIL = date(2026, 11, 22)
 TODAY = date(2026, 11, 23)
 SINCE = date(2026, 9, 28)  # 8 weeks
@@ -403,12 +409,33 @@ BY_HAND: dict[str, tuple[Days, dict[str, Any]]] = {
 Count = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(params=["naive count"])
-def count(request: pytest.FixtureRequest, data_dir: Path) -> Count:
-    def naively(since: date = SINCE, until: date = UNTIL) -> dict[str, Any]:
-        return naive_report([data_dir], since, until, TODAY)
+@pytest.fixture(params=["naive count", "report"])
+def count(request: pytest.FixtureRequest, make_app: Callable[..., Flask], data_dir: Path) -> Count:
+    """Count what is in `data_dir`: 8 weeks to yesterday, or a period."""
 
-    return naively
+    def naively(since: date | None = None, until: date = UNTIL) -> dict[str, Any]:
+        return naive_report([data_dir], since or until - timedelta(days=55), until, TODAY)
+
+    def report(**period: date) -> dict[str, Any]:
+        return run_report(make_app(), *(f"--{name}={day}" for name, day in period.items()))
+
+    return naively if request.param == "naive count" else report
+
+
+def run_report(app: Flask, *arguments: str) -> dict[str, Any]:
+    """Run `flask report`; today is `TODAY`."""
+    result = app.test_cli_runner().invoke(args=["report", "--format=json", *arguments])
+    return parse(result.stdout)
+
+
+def parse(text: str) -> dict[str, Any]:
+    return json.loads(text, object_pairs_hook=each_key_once)
+
+
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    assert len(set(keys)) == len(keys), keys
+    return dict(pairs)
 
 
 @pytest.mark.parametrize(("days", "expected"), BY_HAND.values(), ids=BY_HAND)
@@ -546,17 +573,60 @@ RANGES: dict[str, tuple[date, date]] = {
 }
 
 
-def run_report(app: Flask, directories: list[Path], *options: str) -> dict[str, Any]:
-    arguments = ["report", "--format=json", *options, *map(str, directories)]
-    result = app.test_cli_runner().invoke(args=arguments)
-    assert result.stdout, (result.exception, result.stderr)
-    return json.loads(result.stdout, object_pairs_hook=each_key_once)
+RANGES_EACH = 3
 
 
-def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    assert len(set(keys)) == len(keys), keys
-    return dict(pairs)
+@pytest.mark.parametrize("seed", range(60))
+def test_every_number_is_that_of_the_naive_count(
+    make_app: Callable[..., Flask], tmp_path: Path, seed: int
+) -> None:
+    app = make_app()
+    directories = write_folders(tmp_path / "folders", seed)
+    for name in Random(seed).sample(list(RANGES), RANGES_EACH):
+        since, until = RANGES[name]
+        period = [f"--since={since}", f"--until={until}"]
+
+        report = run_report(app, *period, *map(str, directories))
+
+        expected = naive_report(directories, since, until, TODAY)
+        assert first_difference(report, expected) is None, name
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 100, 1000])
+@pytest.mark.parametrize("seed", range(100, 105))
+def test_every_number_is_the_same_however_the_files_are_cut(
+    make_app: Callable[..., Flask],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    piece_bytes: int,
+) -> None:
+    monkeypatch.setattr("report.reading.PIECE_BYTES", piece_bytes)
+    directories = write_folders(tmp_path / "folders", seed)
+
+    report = run_report(make_app(), *map(str, directories))
+
+    expected = naive_report(directories, SINCE, UNTIL, TODAY)
+    assert first_difference(report, expected) is None
+
+
+def test_the_command_itself_prints_the_same_numbers(tmp_path: Path) -> None:
+    directories = write_folders(tmp_path / "folders", 204)
+    command = [FLASK, "report", "--format=json", f"--since={SINCE}", f"--until={UNTIL}"]
+
+    result = subprocess.run(
+        [*command, *directories],
+        cwd=ROOT,
+        env=os.environ | {"TELEMETRY_DATA_DIR": str(tmp_path / "data")},
+        stdout=subprocess.PIPE,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+
+    report = parse(result.stdout.decode())
+    expected = naive_report(directories, SINCE, UNTIL, TODAY)
+    expected["unfinished"] = report["unfinished"]  # depends on today
+    assert first_difference(report, expected) is None
 
 
 def first_difference(seen: Any, wanted: Any, path: str = "report") -> str | None:
