@@ -112,7 +112,7 @@ def write(text: str, output: str) -> None:
     """Write the report.  A reader that has gone away, as `head` does, is no error."""
     if output != "-":
         try:
-            Path(output).write_text(click.unstyle(f"{text}\\n"), encoding="utf-8")
+            Path(output).write_text(click.unstyle(f"{text}\n"), encoding="utf-8")
         except OSError as exc:
             raise click.ClickException(f"--output {output}: {exc.strerror}") from exc
         return

@@ -114,7 +114,7 @@ def pieces_of(file: DayFile) -> Iterator[Piece]:
     except OSError:
         size = 0  # who reads it will say why
     step = size if file.is_compressed else PIECE_BYTES
-    for start in range(0, size, step) if step else [0]:
+    for start in range(0, size, step or 1) or [0]:
         yield Piece(file, start, min(start + step, size))
 
 

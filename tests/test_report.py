@@ -1,0 +1,358 @@
+"""The command `flask report`: which files it reads, what it says of the others, and how it ends."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from flask import Flask
+
+import report.reading
+from dayfiles import encode
+from report.counting import Tally, count_events
+from server import PATIENCE_SECONDS, ROOT
+
+TODAY = date(2026, 11, 23)  # of the app that tests make
+YESTERDAY = TODAY - timedelta(days=1)
+NAME = f"events-{YESTERDAY}.jsonl"
+
+
+def event(n: int = 0, **more: Any) -> bytes:
+    payload = {"providers": {}, "version": "5.0.12", "resourceCount": 1, "projectId": None}
+    record = {
+        "id": f"d5e1d4c8-4b1d-4f60-9d5b-{n:012}",
+        "received_at": f"{YESTERDAY}T00:00:00.000Z",
+        "source": "core",
+        "ip": f"192.0.2.{n % 256}",
+        "hostname": "a.example.com",
+        **dict.fromkeys(("browser", "browser_version", "os", "os_version")),
+        "payload": payload,
+    }
+    return f"{encode(record | more)}\n".encode("ascii")
+
+
+@pytest.fixture
+def run(make_app: Callable[..., Flask], data_dir: Path) -> Callable[..., Result]:
+    data_dir.mkdir(exist_ok=True)
+
+    def run(*arguments: str) -> Result:
+        return make_app().test_cli_runner().invoke(args=["report", *arguments])
+
+    return run
+
+
+@pytest.fixture
+def count(run: Callable[..., Result]) -> Callable[..., int]:
+    """Return how many events of apps the report counts."""
+
+    def count(*arguments: str) -> int:
+        events: int = json.loads(run("--format=json", *arguments).stdout)["events"]["core"]
+        return events
+
+    return count
+
+
+# The period.
+
+
+def test_the_default_is_the_eight_weeks_that_ended_yesterday(run: Callable[..., Result]) -> None:
+    report = json.loads(run("--format=json").stdout)
+
+    assert (report["since"], report["until"]) == ("2026-09-28", "2026-11-22")
+    assert (report["unfinished"], len(report["weeks"])) == (False, 8)
+
+
+@pytest.mark.parametrize("until", ["2026-11-23", "2026-12-31"])
+def test_a_period_that_is_not_over_is_unfinished(run: Callable[..., Result], until: str) -> None:
+    assert json.loads(run("--format=json", "--until", until).stdout)["unfinished"] is True
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--since", "yesterday"],
+        ["--until", "2026-02-31"],
+        ["--since", "2026-11-23"],
+        ["--since", "2026-11-20", "--until", "2026-11-19"],
+        ["--since", "0001-01-01"],
+        ["--until", "0001-01-01"],
+        ["--since", "9999-12-31", "--until", "9999-12-31", "--format", "xml"],
+    ],
+)
+def test_a_period_of_no_use_ends_with_one_clear_line(
+    run: Callable[..., Result], arguments: list[str]
+) -> None:
+    ran = run(*arguments)
+
+    assert ran.exit_code == 2
+    assert ran.stderr.splitlines()[-1].startswith("Error: ")
+    assert "Traceback" not in ran.output
+
+
+def test_the_longest_period_is_ten_years(run: Callable[..., Result]) -> None:
+    assert run("--format=json", "--since", "2016-11-20").exit_code == 0
+    assert run("--since", "2016-11-10").exit_code == 2
+
+
+# Directories and files.
+
+
+def test_a_directory_is_read_once_however_it_is_spelled(
+    count: Callable[..., int], data_dir: Path, tmp_path: Path
+) -> None:
+    (data_dir / NAME).write_bytes(event())
+    (tmp_path / "link").symlink_to(data_dir)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / NAME).hardlink_to(data_dir / NAME)
+    (other / "events-2026-11-21.jsonl").write_bytes(event())
+    spellings = [data_dir, tmp_path / "link", data_dir / ".." / data_dir.name, other]
+
+    assert count(*map(str, spellings)) == 2
+
+
+def test_a_missing_directory_is_named_and_the_others_are_read(
+    run: Callable[..., Result], data_dir: Path
+) -> None:
+    (data_dir / NAME).write_bytes(event())
+    ran = run("--format=json", str(data_dir), "gone")
+
+    assert ran.exit_code == 1
+    assert ran.stderr == "Error: gone: No such file or directory\n"
+    assert json.loads(ran.stdout)["events"]["core"] == 1
+
+
+def spoil_gzip(path: Path) -> None:
+    path.with_name("events-2026-11-20.jsonl.gz").write_bytes(gzip.compress(event() * 99)[:-9])
+
+
+def tear_gzip(path: Path) -> None:
+    path.with_name("events-2026-11-20.jsonl.gz").write_bytes(gzip.compress(event() + b'{"torn'))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named", "events"),
+    [
+        pytest.param(
+            lambda path: path.with_name("events-2026-11-20.jsonl.1").touch(),
+            "events-2026-11-20.jsonl.1: not read",
+            0,
+            id="another name",
+        ),
+        pytest.param(
+            lambda path: path.with_name("refused-2026-02-31.jsonl").touch(),
+            "refused-2026-02-31.jsonl: not read",
+            0,
+            id="no such day",
+        ),
+        pytest.param(
+            lambda path: os.mkfifo(path.with_name("events-2026-11-20.jsonl")),
+            "events-2026-11-20.jsonl: not a regular file",
+            0,
+            id="a FIFO",
+        ),
+        pytest.param(
+            lambda path: path.with_name("events-2026-11-20.jsonl").mkdir(),
+            "events-2026-11-20.jsonl: not a regular file",
+            0,
+            id="a directory",
+        ),
+        pytest.param(spoil_gzip, "events-2026-11-20.jsonl.gz: ", 99, id="a damaged archive"),
+        pytest.param(tear_gzip, "events-2026-11-20.jsonl.gz: ends within", 1, id="a torn archive"),
+        pytest.param(
+            lambda path: path.with_name("events-2026-11-20.jsonl.gz").write_bytes(b"no gzip"),
+            "events-2026-11-20.jsonl.gz: ",
+            0,
+            id="no archive",
+        ),
+    ],
+)
+def test_what_is_missing_from_the_numbers_is_named_and_the_rest_is_counted(
+    run: Callable[..., Result],
+    data_dir: Path,
+    spoil: Callable[[Path], object],
+    named: str,
+    events: int,
+) -> None:
+    (data_dir / NAME).write_bytes(event())
+    spoil(data_dir / NAME)
+    ran = run("--format=json")
+
+    assert ran.exit_code == 1
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(f"Error: {data_dir}/{named}")
+    assert json.loads(ran.stdout)["events"]["core"] == 1 + events
+
+
+def test_the_work_files_of_housekeeping_are_passed_over(
+    run: Callable[..., Result], data_dir: Path
+) -> None:
+    for name in ("events-housekeeping.claim", "events-housekeeping.draft", "address-key-x"):
+        (data_dir / name).write_bytes(event())
+
+    assert (run().exit_code, run().stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("archived", "problems"),
+    [
+        pytest.param(gzip.compress(event(1) + event(2)), 0, id="the same lines"),
+        pytest.param(gzip.compress(event(1)), 0, id="the first ones"),
+        pytest.param(gzip.compress((event(1) + event(2))[:-9]), 1, id="torn"),
+        pytest.param(gzip.compress(event(1) * 500 + event(2))[:40], 1, id="damaged"),
+    ],
+)
+def test_lines_that_a_killed_compression_left_in_both_files_count_once(
+    run: Callable[..., Result], data_dir: Path, archived: bytes, problems: int
+) -> None:
+    (data_dir / NAME).write_bytes(event(1) + event(2))
+    (data_dir / f"{NAME}.gz").write_bytes(archived)
+    ran = run("--format=json")
+
+    assert json.loads(ran.stdout)["events"]["core"] == 2
+    assert len(ran.stderr.splitlines()) == problems
+
+
+def test_an_archive_with_other_lines_counts_beside_its_plain_file(
+    count: Callable[..., int], data_dir: Path
+) -> None:
+    (data_dir / NAME).write_bytes(event(1))
+    (data_dir / f"{NAME}.gz").write_bytes(gzip.compress(event(2)))
+
+    assert count() == 2
+
+
+@pytest.mark.parametrize("piece_bytes", [2**24, 700])
+def test_a_file_that_is_compressed_while_the_report_runs_is_read_from_its_archive(
+    count: Callable[..., int], data_dir: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+) -> None:
+    plain = data_dir / NAME
+    plain.write_bytes(b"".join(map(event, range(9))))
+    monkeypatch.setattr(report.reading, "PIECE_BYTES", piece_bytes)
+    open_file = report.reading.open_file
+
+    def compress_first(path: Path) -> Any:
+        if plain.exists():
+            plain.with_name(f"{NAME}.gz").write_bytes(gzip.compress(plain.read_bytes()))
+            plain.unlink()
+        return open_file(path)
+
+    monkeypatch.setattr(report.reading, "open_file", compress_first)
+    monkeypatch.setattr(
+        report.reading, "read_all", lambda pieces: map(report.reading.read_piece, pieces)
+    )
+
+    assert count() == 9
+
+
+# Lines.
+
+
+@pytest.mark.parametrize("piece_bytes", [*range(400, 420), 1, 2**24])
+def test_a_line_at_the_edge_of_a_piece_counts_once(
+    count: Callable[..., int], data_dir: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+) -> None:
+    (data_dir / NAME).write_bytes(b"".join(map(event, range(20))) + event()[:-1])
+    monkeypatch.setattr(report.reading, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(
+        report.reading, "read_all", lambda pieces: map(report.reading.read_piece, pieces)
+    )
+
+    assert count() == 20
+
+
+ODD = [
+    event().replace(b'":"', b'": "'),
+    event().replace(b"a.example", b"\\u0061.example"),
+    event().replace(b'"source"', b'"more":1,"source"'),
+    event().replace(b"}}", b"}}\r"),
+    event(resource=1),
+]
+UNREADABLE = [
+    b"\n",
+    event().replace(b"192", b"1\x0092"),
+    event().replace(b"192", b"1\x8592"),
+    event().replace(b"192", b"1\\x92"),
+    event().replace(b"d5e1", b"d5\x1fe"),
+    event().replace(b'"version"', b'"version",'),
+    event().replace(b"5.0.12", b"5.0\xff"),
+    event().replace(b'"resourceCount":1', b'"resourceCount":NaN'),
+    event().replace(b'"resourceCount":1', b'"resourceCount":true'),
+    event()[:-2] + b"\n",
+]
+
+
+@pytest.mark.parametrize("line", ODD)
+def test_an_odd_line_counts_as_the_usual_one_does(line: bytes) -> None:
+    odd, usual = Tally(), Tally()
+    count_events(event(1) + line + event(2), odd)
+    count_events(event(1) + event() + event(2), usual)
+
+    assert odd == usual
+
+
+@pytest.mark.parametrize("line", UNREADABLE)
+def test_a_line_that_is_not_json_is_counted_wherever_the_odd_byte_is(line: bytes) -> None:
+    tally, without = Tally(), Tally()
+    count_events(event(1) + line + event(2), tally)
+    count_events(event(1) + event(2), without)
+
+    assert tally.unreadable_lines == 1
+    tally.unreadable_lines = 0
+    assert tally == without
+
+
+# Where it goes.
+
+
+def start(arguments: str, data_dir: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    flask = Path(sys.executable).with_name("flask")
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{flask} report {arguments}"],
+        cwd=ROOT,
+        env={**os.environ, "TELEMETRY_DATA_DIR": str(data_dir)},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        **options,
+    )
+
+
+def test_a_reader_that_goes_away_is_no_error(data_dir: Path) -> None:
+    data_dir.mkdir()
+    ran = start("--format=json --since 2017-01-01 | head -1", data_dir, stdout=subprocess.PIPE)
+
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "{\n", "")
+
+
+def test_a_full_standard_output_ends_with_one_line(data_dir: Path) -> None:
+    data_dir.mkdir()
+    ran = start("--output - > /dev/full", data_dir)
+
+    assert ran.returncode == 1
+    assert ran.stderr == "Error: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("style", ["text", "json", "html"])
+def test_a_report_can_be_written_to_a_file(
+    run: Callable[..., Result], data_dir: Path, tmp_path: Path, style: str
+) -> None:
+    (data_dir / NAME).write_bytes(event())
+    output = tmp_path / "report"
+
+    assert run("--format", style, "--output", str(output)).stdout == ""
+    assert output.read_text(encoding="utf-8") == run("--format", style, "--output", "-").stdout
+
+
+def test_a_file_that_cannot_be_written_is_named(run: Callable[..., Result], tmp_path: Path) -> None:
+    ran = run("--output", str(tmp_path))
+
+    assert ran.exit_code == 1
+    assert ran.stderr == f"Error: --output {tmp_path}: Is a directory\n"
