@@ -12,6 +12,7 @@ Report = dict[str, Any]
 Window = dict[str, int | None]
 
 SOURCES = {"core": "Apps", "cli": "Command line"}
+FROM = {"core": "apps", "cli": "the command line"}
 UNITS = {
     "hosts": "deployed hosts",
     "projects": "projects",
@@ -166,7 +167,7 @@ def percent_change(window: Window) -> str:
 
 def readable(value: str | None) -> str:
     """Return a value as it stands in the files: printable ASCII, safe on a terminal."""
-    return "unknown" if value is None else encode(value)[1:-1].replace("\x7f", "\\u007f")
+    return "unknown" if value is None else encode(value)[1:-1]
 
 
 def has_turnover(report: Report) -> bool:
@@ -219,6 +220,12 @@ def has_week_without_file(report: Report) -> bool:
 def has_active(report: Report, source: str) -> bool:
     units = report["active"][source].values()
     return any(window["now"] != 0 or window["before"] for unit in units for window in unit.values())
+
+
+def events(report: Report) -> str:
+    """Say how many events were counted."""
+    counts = [f"{plural(report['events'][name], 'event')} of {FROM[name]}" for name in FROM]
+    return f"Counted: {' and '.join(counts)}."
 
 
 def nothing(report: Report) -> str:

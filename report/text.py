@@ -25,6 +25,7 @@ from report.outline import (
     active,
     adoption,
     change,
+    events,
     fraction,
     has_turnover,
     length,
@@ -113,7 +114,7 @@ class Drawing:
                 yield from self.lists(source)
         else:
             yield from [nothing(self.report), ""]
-        yield from self.left_out()
+        yield from self.files()
 
     def period(self) -> Iterator[str]:
         until = self.report["until"]
@@ -205,8 +206,9 @@ class Drawing:
             text += version
         return text
 
-    def left_out(self) -> Iterator[str]:
-        """Say what was refused, and what could not be read."""
+    def files(self) -> Iterator[str]:
+        """Say what was counted, what was refused, and what could not be read."""
+        yield from textwrap.wrap(events(self.report), self.width)
         refused = self.report["refused"]
         if refused:
             yield heading(f"Refused: {plural(sum(row['events'] for row in refused), 'request')}")
