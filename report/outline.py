@@ -7,31 +7,13 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from dayfiles import encode
+from report.lists import LISTS, UNITS, List
 
 Report = dict[str, Any]
 Window = dict[str, int | None]
 
 SOURCES = {"core": "Apps", "cli": "Command line"}
 FROM = {"core": "apps", "cli": "the command line"}
-UNITS = {
-    "hosts": "deployed hosts",
-    "projects": "projects",
-    "addresses": "addresses",
-    "local_addresses": "on local hosts",
-}
-# Source, name, unit and title of each list, in their order.
-LISTS = (
-    ("core", "versions", "hosts", "Exact versions"),
-    ("core", "providers", "hosts", "Providers"),
-    ("core", "browsers", "addresses", "Browsers"),
-    ("core", "operating_systems", "addresses", "Operating systems"),
-    ("cli", "packages", "projects", "Packages"),
-    ("cli", "node_versions", "projects", "Node"),
-    ("cli", "commands", "projects", "Commands"),
-    ("cli", "frameworks", "projects", "Frameworks"),
-    ("cli", "operating_systems", "projects", "Operating systems"),
-    ("cli", "environments", "projects", "Environments"),
-)
 BASES = {"hosts": "deployed hosts", "addresses": "addresses", "projects": "CLI projects"}
 ONE_AN_EVENT = {"core": "versions", "cli": "commands"}  # lists in which each event counts once
 TURNOVER = ("stayed", "new", "gone")
@@ -73,6 +55,7 @@ class Active(NamedTuple):
 
     source: str
     unit: str
+    title: str
     is_first: bool  # of its source
     windows: dict[str, Window]
     weeks: Weekly
@@ -241,9 +224,16 @@ def nothing(report: Report) -> str:
 
 def active(report: Report) -> list[Active]:
     return [
-        Active(source, unit, at == 0, windows, weekly(report, source, unit))
+        Active(
+            source,
+            unit,
+            title,
+            at == 0,
+            report["active"][source][unit],
+            weekly(report, source, unit),
+        )
         for source in sources(report)
-        for at, (unit, windows) in enumerate(report["active"][source].items())
+        for at, (unit, title) in enumerate(UNITS[source].items())
     ]
 
 
@@ -360,20 +350,19 @@ def about_adoption(shown: list[Series]) -> str:
 def listings(report: Report, source: str) -> list[Listing]:
     """Return the source's lists that hold anything."""
     return [
-        listing(report, *place)
-        for place in LISTS
-        if place[0] == source and report[source][place[1]]
+        listing(report, one) for one in LISTS if one.source == source and report[source][one.name]
     ]
 
 
-def listing(report: Report, source: str, name: str, unit: str, title: str) -> Listing:
-    rows = report[source][name]
+def listing(report: Report, one: List) -> Listing:
+    source, unit = one.source, one.unit
+    rows = report[source][one.name]
     base = report["active"][source][unit]["28"]["now"]
     if base:
-        return Listing(source, name, title, BASES[unit], "", base, ranked(rows, unit))
+        return Listing(source, one.name, one.title, BASES[unit], "", base, ranked(rows, unit))
     why = "addresses are stored hashed" if base is None else f"{BASES[unit]} are not known"
     base = sum(row["events"] for row in report[source][ONE_AN_EVENT[source]])
-    return Listing(source, name, title, "events", why, base, ranked(rows, "events"))
+    return Listing(source, one.name, one.title, "events", why, base, ranked(rows, "events"))
 
 
 def ranked(rows: list[dict[str, Any]], unit: str) -> list[Row]:

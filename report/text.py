@@ -12,7 +12,6 @@ import click
 from report.outline import (
     NOTES,
     TURNOVER,
-    UNITS,
     UNKNOWN,
     Active,
     Gap,
@@ -136,7 +135,7 @@ class Drawing:
         yield from self.notes(*reasons(self.report), self.legend(weeks), NOTES["active"])
 
     def unit(self, row: Active) -> str:
-        return f"  {SHORT[row.source] if row.is_first else '':<4}  {UNITS[row.unit]}"
+        return f"  {SHORT[row.source] if row.is_first else '':<4}  {row.title}"
 
     def turnover(self, rows: list[Active]) -> Iterator[str]:
         table = [["28 days against the 28 before", *TURNOVER]]

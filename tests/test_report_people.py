@@ -23,10 +23,12 @@ from typing import Any, NamedTuple
 
 import click
 import pytest
+from flask import Flask
 
 from chromium import Chromium, Tab
 from naive_report import naive_report
 from report import outline
+from report.lists import LISTS
 from report.outline import UNKNOWN
 from report.page import draw_page, spread
 from report.text import draw_text
@@ -683,7 +685,7 @@ def is_not_older(other: str, series: str) -> bool:
 
 def check_list(lines: list[str], report: Report, source: str, name: str) -> None:
     listed = ranked(report, source, name)
-    title = next(place[3] for place in outline.LISTS if place[:2] == (source, name))
+    title = next(one.title for one in LISTS if (one.source, one.name) == (source, name))
     unit = {"hosts": "deployed hosts", "projects": "CLI projects"}.get(listed.unit, listed.unit)
     heading = f"{title}, of {listed.base:,} {unit} in 28 days"
     if not listed.rows:
@@ -905,6 +907,21 @@ def test_labels_keep_their_distance(middles: list[float], spread_out: list[float
 FLASK = Path(sys.executable).with_name("flask")
 
 
+@pytest.mark.parametrize("style", ["text", "html"])
+def test_the_command_draws_what_its_json_says(
+    make_app: Callable[..., Flask], data_dir: Path, style: str
+) -> None:
+    write_days(data_dir, with_holes(world(apps=20)))
+
+    def run(style: str) -> str:
+        arguments = ["report", f"--until={UNTIL}", f"--format={style}"]
+        return make_app().test_cli_runner().invoke(args=arguments).stdout
+
+    report = json.loads(run("json"))
+    drawn = draw_page(report) if style == "html" else click.unstyle(draw_text(report, 80, "utf-8"))
+    assert run(style) == f"{drawn}\n"
+
+
 class Ran(NamedTuple):
     status: int
     piped: str
@@ -954,6 +971,15 @@ def test_colour_is_for_a_terminal_and_says_nothing_more(data_dir: Path) -> None:
     assert 80 < max(map(len, plain.terminal.splitlines())) <= 100
 
 
+def test_a_terminal_without_blocks_gets_ascii(data_dir: Path) -> None:
+    write_days(data_dir, world(apps=20))
+    ran = run_on_terminal(data_dir, "stdout", PYTHONIOENCODING="ascii")
+
+    assert ran.status == 0
+    assert ran.terminal.isascii()
+    assert "#####" in ran.terminal
+
+
 def test_progress_is_shown_on_a_terminal_only(data_dir: Path) -> None:
     write_days(data_dir, world(apps=20))
     ran = run_on_terminal(data_dir, "stderr")
@@ -962,7 +988,7 @@ def test_progress_is_shown_on_a_terminal_only(data_dir: Path) -> None:
 
     assert ran.status == in_pipes.returncode == 0
     assert "100%" in ran.terminal
-    assert ran.piped.startswith("Telemetry ")
+    assert ran.piped.startswith("Telemetry of ")
     assert err == b""
     assert out.decode() == ran.piped
 
