@@ -31,8 +31,9 @@ from report import outline
 from report.lists import LISTS
 from report.outline import UNKNOWN
 from report.page import draw_page, spread
+from report.reading import PIECE_BYTES
 from report.text import draw_text
-from server import PATIENCE_SECONDS, ROOT, children
+from server import PATIENCE_SECONDS, ROOT, children, wait_until
 from test_report_numbers import HASH, TODAY, UNTIL, Days, Record, cli, core, packages, write_days
 
 Report = dict[str, Any]
@@ -993,38 +994,62 @@ def test_progress_is_shown_on_a_terminal_only(data_dir: Path) -> None:
     assert out.decode() == ran.piped
 
 
-LINE = json.dumps(cli(), separators=(",", ":")).encode() + b"\n"
+@pytest.fixture
+def slow_report(data_dir: Path) -> Iterator[Callable[[int], subprocess.Popen[bytes]]]:
+    """Start a report, and return when it is in the middle of an archive of more than a gigabyte."""
+    processes = []
+
+    def start(plain_bytes: int) -> subprocess.Popen[bytes]:
+        line = json.dumps(cli(), separators=(",", ":")).encode() + b"\n"
+        member = gzip.compress(line * (2**24 // len(line)), 1)
+        data_dir.mkdir()
+        archive = data_dir / f"events-{UNTIL}.jsonl.gz"
+        archive.write_bytes(member * 80)
+        plain = data_dir / f"events-{UNTIL - timedelta(days=1)}.jsonl"
+        plain.write_bytes(line * (plain_bytes // len(line)))
+        process = start_report(data_dir, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        processes.append(process)
+        readers = [process.pid] if plain_bytes < PIECE_BYTES else []
+        wait_until(lambda: any(has_open(pid, archive) for pid in readers or children(process.pid)))
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def has_open(pid: int, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return any(
+            descriptor.readlink() == path for descriptor in Path(f"/proc/{pid}/fd").iterdir()
+        )
+    return False
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [0, 2**23], ids=["one process", "several processes"])
-def test_ctrl_c_ends_it_with_one_line(data_dir: Path, size: int) -> None:
-    data_dir.mkdir()
-    days = [UNTIL - timedelta(days=1), UNTIL]
-    (data_dir / f"events-{days[0]}.jsonl").write_bytes(LINE * (size // len(LINE)))
-    os.mkfifo(data_dir / f"events-{days[1]}.jsonl.gz")
-    process = start_report(data_dir, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    # It opens once the report reads it, and the report then waits for more.
-    with (data_dir / f"events-{days[1]}.jsonl.gz").open("wb", buffering=0) as fifo:
-        fifo.write(gzip.compress(LINE))
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+@pytest.mark.parametrize(
+    "plain_bytes", [0, PIECE_BYTES + 1000], ids=["one process", "several processes"]
+)
+def test_ctrl_c_ends_it_with_one_line(
+    slow_report: Callable[[int], subprocess.Popen[bytes]], plain_bytes: int
+) -> None:
+    process = slow_report(plain_bytes)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
 
     assert (process.returncode, out, err.split(b"\n")) == (1, b"", [b"", b"Aborted!", b""])
 
 
 @pytest.mark.slow
-def test_a_reading_process_that_is_killed_ends_it_with_one_line(data_dir: Path) -> None:
+def test_a_reading_process_that_is_killed_ends_it_with_one_line(
+    slow_report: Callable[[int], subprocess.Popen[bytes]],
+) -> None:
     """As the kernel does when memory runs out: what it read would be waited for for ever."""
-    data_dir.mkdir()
-    days = [UNTIL - timedelta(days=1), UNTIL]
-    (data_dir / f"events-{days[0]}.jsonl").write_bytes(LINE * (2**24 // len(LINE) + 1))
-    os.mkfifo(data_dir / f"events-{days[1]}.jsonl.gz")
-    process = start_report(data_dir, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    with (data_dir / f"events-{days[1]}.jsonl.gz").open("wb", buffering=0):
-        for reader in children(process.pid):
-            os.kill(reader, signal.SIGKILL)
-        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    process = slow_report(PIECE_BYTES + 1000)
+    for reader in children(process.pid):
+        os.kill(reader, signal.SIGKILL)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
 
     assert (process.returncode, out) == (1, b"")
     assert err == b"Error: a reading process was killed (out of memory?)\n"
