@@ -32,7 +32,7 @@ NOTES = {
     "turnover": "Gone: active in the 28 days before, not in these; it may still be installed."
     " New: active in these, not in the 28 before; it may have been active earlier.",
     "adoption": "Each host counts once a week, with the version it was last seen with."
-    ' A version is what a client claims; what fewer than 1% claim is in "other".',
+    " A version is what a client claims.",
     "core": "Hosts count with what they were last seen with, addresses with every browser and"
     " system that they came with.",
     "cli": "Projects count with what they were last seen with, and with every command they ran.",
