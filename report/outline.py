@@ -206,9 +206,12 @@ def has_active(report: Report, source: str) -> bool:
 
 
 def events(report: Report) -> str:
-    """Say how many events were counted."""
-    counts = [f"{plural(report['events'][name], 'event')} of {FROM[name]}" for name in FROM]
-    return f"Counted: {' and '.join(counts)}."
+    """Say how many events were counted; nothing where there are none."""
+    counts = [
+        f"{plural(report['events'][source], 'event')} of {FROM[source]}"
+        for source in sources(report)
+    ]
+    return f"Counted: {' and '.join(counts)}." if counts else ""
 
 
 def nothing(report: Report) -> str:
