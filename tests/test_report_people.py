@@ -410,6 +410,13 @@ def test_every_number_of_the_page_is_that_of_the_json(
         assert f"median {median}, 90% of them at most {p90}, from {least} to {most}" in text
     if not sources(report):
         assert "Nothing to report: " in text
+    assert all(counted in text for counted in events_of(report))
+
+
+def events_of(report: Report) -> list[str]:
+    names = {"core": "apps", "cli": "the command line"}
+    counts = {source: report["events"][source] for source in sources(report)}
+    return [f"{n:,} event{'s' * (n != 1)} of {names[source]}" for source, n in counts.items()]
 
 
 def check_versions(report: Report, rows: list[list[str]]) -> None:
@@ -621,6 +628,7 @@ def test_every_number_of_the_text_is_that_of_the_json(
     else:
         check_active(report, lines)
         check_adoption(report, lines)
+    assert all(counted in words(" ".join(lines)) for counted in events_of(report))
     for source in sources(report):
         for list_name in LIST_UNITS[source]:
             check_list(lines, report, source, list_name)
