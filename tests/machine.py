@@ -42,7 +42,7 @@ def copy_project(target: Path) -> None:
     """Copy what git knows of this project, with changes that are not committed."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     files = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True).stdout
-    copy = [program("rsync"), "--archive", "--ignore-missing-args", "--from0", "--files-from=-"]
+    copy = [program("rsync"), "--archive", "--exclude=.venv", "--from0", "--files-from=-"]
     subprocess.run([*copy, f"{ROOT}/", target], input=files, check=True)
 
 
