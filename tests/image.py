@@ -156,8 +156,7 @@ class Container(Server):
         try:
             self.connect().close()
         except ConnectionRefusedError:
-            running = self.image.podman("inspect", "--format={{.State.Running}}", self.name)
-            assert running.stdout.strip() == "true", self.image.podman("logs", self.name)
+            assert self.pid() != 0, self.image.podman("logs", self.name)
             return False
         return True
 
@@ -171,8 +170,15 @@ class Container(Server):
     def stop(self) -> int:
         """Stop it as `docker stop` does, with compose.yaml's grace; return its exit status."""
         self.image.podman("stop", "--time=30", self.name)
-        status = self.image.podman("inspect", "--format={{.State.ExitCode}}", self.name)
-        return int(status.stdout)
+        return self.state("ExitCode")
+
+    def pid(self) -> int:
+        """Return its first process; 0 while there is none."""
+        return self.state("Pid")
+
+    def state(self, name: str) -> int:
+        ran = self.image.podman("inspect", f"--format={{{{.State.{name}}}}}", self.name)
+        return int(ran.stdout)
 
 
 class Composed(Container):

@@ -94,7 +94,11 @@ class Machine(Server):
         copy_project(root / "opt/telemetry")
         install_requirements(root / "opt/telemetry", "/opt/telemetry")
         self.cgroup = Cgroup()
-        self.boot()
+        try:
+            self.boot()
+        except BaseException:
+            self.kill()
+            raise
 
     def boot(self) -> None:
         nspawn = [program("systemd-nspawn"), f"--directory={self.root}", "--bind-ro=/usr", "--boot"]

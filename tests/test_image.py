@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from image import Composed, Container, Image
-from server import ROOT, Load, package, request
+from server import ROOT, Load, package, request, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("image")]
 
@@ -98,8 +98,9 @@ def test_compose_runs_it_and_believes_a_proxy_of_this_machine(image: Image) -> N
     container = Composed(image)
     with Load(container, 2) as load:
         load.wait_for(204, 20)
-        killed = image.podman("inspect", "--format={{.State.Pid}}", container.name).stdout.strip()
-        image.inside("kill", "-KILL", killed)
+        killed = container.pid()
+        image.inside("kill", "-KILL", str(killed))
+        wait_until(lambda: container.pid() not in (0, killed))
         load.wait_for(204, 20)
     assert container.send_cli([("X-Forwarded-For", "203.0.113.9")]).status == 204
     assert container.stop() == 0
@@ -118,6 +119,9 @@ def test_a_pod_has_settings_that_it_can_use_and_is_asked_what_it_answers(
     (spec,) = pod["containers"]
     environ = {variable["name"]: variable["value"] for variable in spec["env"]}
     user = "{runAsUser}:{runAsGroup}".format(**pod["securityContext"])
+
+    # What Kubernetes adds for a Service called telemetry.
+    environ |= {"TELEMETRY_SERVICE_HOST": "10.96.0.7", "TELEMETRY_PORT": "tcp://10.96.0.7:80"}
 
     container = Container(image, volume=volume, user=user, **environ)
 
