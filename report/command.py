@@ -59,7 +59,8 @@ def report_command(
     period = choose_period(since, until, today)
     problems: list[str] = []
     report = read_report(directories or (collector.settings.data_dir,), period, today, problems)
-    write(draw(report, style), output)
+    encoding = sys.stdout.encoding if output == "-" else "utf-8"
+    write(draw(report, style, encoding), output)
     for problem in problems:
         click.echo(f"Error: {problem}", err=True)
     if problems:
@@ -99,12 +100,11 @@ def is_wanted(file: DayFile, period: Period) -> bool:
     return first <= file.day <= period.until
 
 
-def draw(report: dict[str, Any], style: str) -> str:
+def draw(report: dict[str, Any], style: str, encoding: str) -> str:
     if style == "json":
         return json.dumps(report, indent=1)
     if style == "html":
         return people.draw_page(report)
-    encoding = sys.stdout.encoding or "ascii"
     return people.draw_text(report, shutil.get_terminal_size().columns, encoding)
 
 

@@ -83,7 +83,7 @@ def read_packages(values: Values) -> Found:
 
 
 LISTS = (
-    List("core", "versions", "Versions", "hosts", PAYLOAD, single("version")),
+    List("core", "versions", "Exact versions", "hosts", PAYLOAD, single("version")),
     List("core", "providers", "Providers", "hosts", PAYLOAD, read_providers),
     List("core", "browsers", "Browsers", "addresses", AGENT, read_browser, True),
     List("core", "operating_systems", "Operating systems", "addresses", AGENT, read_system, True),

@@ -7,30 +7,13 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from dayfiles import encode
+from report.lists import LISTS, UNITS, List
 
 Report = dict[str, Any]
 Window = dict[str, int | None]
 
 SOURCES = {"core": "Apps", "cli": "Command line"}
-UNITS = {
-    "hosts": "deployed hosts",
-    "projects": "projects",
-    "addresses": "addresses",
-    "local_addresses": "on local hosts",
-}
-# Source, name, unit and title of each list, in their order.
-LISTS = (
-    ("core", "versions", "hosts", "Exact versions"),
-    ("core", "providers", "hosts", "Providers"),
-    ("core", "browsers", "addresses", "Browsers"),
-    ("core", "operating_systems", "addresses", "Operating systems"),
-    ("cli", "packages", "projects", "Packages"),
-    ("cli", "node_versions", "projects", "Node"),
-    ("cli", "commands", "projects", "Commands"),
-    ("cli", "frameworks", "projects", "Frameworks"),
-    ("cli", "operating_systems", "projects", "Operating systems"),
-    ("cli", "environments", "projects", "Environments"),
-)
+FROM = {"core": "apps", "cli": "the command line"}
 BASES = {"hosts": "deployed hosts", "addresses": "addresses", "projects": "CLI projects"}
 ONE_AN_EVENT = {"core": "versions", "cli": "commands"}  # lists in which each event counts once
 TURNOVER = ("stayed", "new", "gone")
@@ -49,7 +32,7 @@ NOTES = {
     "turnover": "Gone: active in the 28 days before, not in these; it may still be installed."
     " New: active in these, not in the 28 before; it may have been active earlier.",
     "adoption": "Each host counts once a week, with the version it was last seen with."
-    ' A version is what a client claims; what fewer than 1% claim is in "other".',
+    " A version is what a client claims.",
     "core": "Hosts count with what they were last seen with, addresses with every browser and"
     " system that they came with.",
     "cli": "Projects count with what they were last seen with, and with every command they ran.",
@@ -72,6 +55,7 @@ class Active(NamedTuple):
 
     source: str
     unit: str
+    title: str
     is_first: bool  # of its source
     windows: dict[str, Window]
     weeks: Weekly
@@ -166,7 +150,7 @@ def percent_change(window: Window) -> str:
 
 def readable(value: str | None) -> str:
     """Return a value as it stands in the files: printable ASCII, safe on a terminal."""
-    return "unknown" if value is None else encode(value)[1:-1].replace("\x7f", "\\u007f")
+    return "unknown" if value is None else encode(value)[1:-1]
 
 
 def has_turnover(report: Report) -> bool:
@@ -221,6 +205,15 @@ def has_active(report: Report, source: str) -> bool:
     return any(window["now"] != 0 or window["before"] for unit in units for window in unit.values())
 
 
+def events(report: Report) -> str:
+    """Say how many events were counted; nothing where there are none."""
+    counts = [
+        f"{plural(report['events'][source], 'event')} of {FROM[source]}"
+        for source in sources(report)
+    ]
+    return f"Counted: {' and '.join(counts)}." if counts else ""
+
+
 def nothing(report: Report) -> str:
     """Say that there is nothing to count."""
     period = f"from {report['since']} to {report['until']}"
@@ -234,9 +227,16 @@ def nothing(report: Report) -> str:
 
 def active(report: Report) -> list[Active]:
     return [
-        Active(source, unit, at == 0, windows, weekly(report, source, unit))
+        Active(
+            source,
+            unit,
+            title,
+            at == 0,
+            report["active"][source][unit],
+            weekly(report, source, unit),
+        )
         for source in sources(report)
-        for at, (unit, windows) in enumerate(report["active"][source].items())
+        for at, (unit, title) in enumerate(UNITS[source].items())
     ]
 
 
@@ -353,20 +353,19 @@ def about_adoption(shown: list[Series]) -> str:
 def listings(report: Report, source: str) -> list[Listing]:
     """Return the source's lists that hold anything."""
     return [
-        listing(report, *place)
-        for place in LISTS
-        if place[0] == source and report[source][place[1]]
+        listing(report, one) for one in LISTS if one.source == source and report[source][one.name]
     ]
 
 
-def listing(report: Report, source: str, name: str, unit: str, title: str) -> Listing:
-    rows = report[source][name]
+def listing(report: Report, one: List) -> Listing:
+    source, unit = one.source, one.unit
+    rows = report[source][one.name]
     base = report["active"][source][unit]["28"]["now"]
     if base:
-        return Listing(source, name, title, BASES[unit], "", base, ranked(rows, unit))
+        return Listing(source, one.name, one.title, BASES[unit], "", base, ranked(rows, unit))
     why = "addresses are stored hashed" if base is None else f"{BASES[unit]} are not known"
     base = sum(row["events"] for row in report[source][ONE_AN_EVENT[source]])
-    return Listing(source, name, title, "events", why, base, ranked(rows, "events"))
+    return Listing(source, one.name, one.title, "events", why, base, ranked(rows, "events"))
 
 
 def ranked(rows: list[dict[str, Any]], unit: str) -> list[Row]:

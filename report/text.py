@@ -12,7 +12,6 @@ import click
 from report.outline import (
     NOTES,
     TURNOVER,
-    UNITS,
     UNKNOWN,
     Active,
     Gap,
@@ -25,6 +24,7 @@ from report.outline import (
     active,
     adoption,
     change,
+    events,
     fraction,
     has_turnover,
     length,
@@ -113,7 +113,7 @@ class Drawing:
                 yield from self.lists(source)
         else:
             yield from [nothing(self.report), ""]
-        yield from self.left_out()
+        yield from self.files()
 
     def period(self) -> Iterator[str]:
         until = self.report["until"]
@@ -135,7 +135,7 @@ class Drawing:
         yield from self.notes(*reasons(self.report), self.legend(weeks), NOTES["active"])
 
     def unit(self, row: Active) -> str:
-        return f"  {SHORT[row.source] if row.is_first else '':<4}  {UNITS[row.unit]}"
+        return f"  {SHORT[row.source] if row.is_first else '':<4}  {row.title}"
 
     def turnover(self, rows: list[Active]) -> Iterator[str]:
         table = [["28 days against the 28 before", *TURNOVER]]
@@ -205,8 +205,9 @@ class Drawing:
             text += version
         return text
 
-    def left_out(self) -> Iterator[str]:
-        """Say what was refused, and what could not be read."""
+    def files(self) -> Iterator[str]:
+        """Say what was counted, what was refused, and what could not be read."""
+        yield from textwrap.wrap(events(self.report), self.width)
         refused = self.report["refused"]
         if refused:
             yield heading(f"Refused: {plural(sum(row['events'] for row in refused), 'request')}")

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -29,7 +30,9 @@ class Image:
         if os.geteuid() != 0:
             give_up("only root can build an image here")
         self.directory = directory
-        self.storage = [f"--root={directory}/storage", f"--runroot={directory}/run"]
+        self.runroot = Path(tempfile.mkdtemp(prefix="telemetry-"))  # podman wants it to be short
+        self.storage = [f"--root={directory}/storage", f"--runroot={self.runroot}"]
+        self.networks = f"--network-config-dir={directory}/networks"
         base = directory / "base"
         make_base(base)
         archive = subprocess.run(
@@ -54,9 +57,14 @@ class Image:
         return ran.stdout
 
     def podman(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.inside(program("podman"), *self.storage, self.networks, *arguments)
+
+    def inside(self, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run a command where the containers run."""
         enter = [program("nsenter"), f"--target={self.holder.pid}", "--net", "--mount"]
         return subprocess.run(
-            [*enter, program("podman"), *self.storage, *arguments],
+            [*enter, *command],
+            env={**os.environ, **environ},
             capture_output=True,
             text=True,
             timeout=PATIENCE_SECONDS,
@@ -75,7 +83,8 @@ class Image:
     def remove(self) -> None:
         self.holder.kill()
         self.holder.wait(PATIENCE_SECONDS)
-        shutil.rmtree(self.directory)
+        for directory in (self.directory, self.runroot):  # podman may be cleaning up, too
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def make_base(base: Path) -> None:
@@ -127,29 +136,27 @@ class Container(Server):
     """A running container, with nothing that it does not need."""
 
     def __init__(
-        self, image: Image, *options: str, volume: str, user: str = "", **environ: str
+        self, image: Image, *options: str, volume: str, user: str = "10001", **environ: str
     ) -> None:
-        self.image = image
-        self.name = f"telemetry-{uuid.uuid4().hex[:8]}"
-        self.port = int(environ.get("PORT", "8000"))
+        name = f"telemetry-{uuid.uuid4().hex[:8]}"
         locked = ["--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL"]
-        locked += ["--security-opt=no-new-privileges", f"--volume={volume}:/data"]
-        image.run(
-            *("--detach", f"--name={self.name}", *locked, *options),
-            *([f"--user={user}"] if user else []),
-            *(f"--env={name}={value}" for name, value in environ.items()),
-            "telemetry",
-        )
-        mount = image.podman("volume", "inspect", volume, "--format={{.Mountpoint}}")
-        self.data_dir = Path(mount.stdout.strip())
+        locked += ["--security-opt=no-new-privileges", f"--volume={volume}:/data", f"--user={user}"]
+        variables = (f"--env={name}={value}" for name, value in environ.items())
+        image.run("--detach", f"--name={name}", *locked, *variables, *options, "telemetry")
+        self.attach(image, name, volume, int(environ.get("PORT", "8000")))
+
+    def attach(self, image: Image, name: str, volume: str, port: int) -> None:
+        """Be the container of that name, which is running."""
+        self.image, self.name, self.port = image, name, port
+        mounted = image.podman("volume", "inspect", volume, "--format={{.Mountpoint}}")
+        self.data_dir = Path(mounted.stdout.strip())
         wait_until(self.is_listening)
 
     def is_listening(self) -> bool:
         try:
             self.connect().close()
         except ConnectionRefusedError:
-            running = self.image.podman("inspect", "--format={{.State.Running}}", self.name)
-            assert running.stdout.strip() == "true", self.image.podman("logs", self.name)
+            assert self.pid() != 0, self.image.podman("logs", self.name)
             return False
         return True
 
@@ -163,5 +170,42 @@ class Container(Server):
     def stop(self) -> int:
         """Stop it as `docker stop` does, with compose.yaml's grace; return its exit status."""
         self.image.podman("stop", "--time=30", self.name)
-        status = self.image.podman("inspect", "--format={{.State.ExitCode}}", self.name)
-        return int(status.stdout)
+        return self.state("ExitCode")
+
+    def pid(self) -> int:
+        """Return its first process; 0 while there is none."""
+        return self.state("Pid")
+
+    def state(self, name: str) -> int:
+        ran = self.image.podman("inspect", f"--format={{{{.State.{name}}}}}", self.name)
+        return int(ran.stdout)
+
+
+class Composed(Container):
+    """The container of deploy/compose.yaml, run by podman-compose from the image as it is."""
+
+    def __init__(self, image: Image) -> None:
+        image.podman("tag", "telemetry", "deploy_telemetry")
+        # What compose files cannot say, and the real podman need not be told.
+        volumes = ", ".join(f'"{option.removeprefix("--volume=")}"' for option in OF_USR)
+        limits = ", ".join(f'"{option.removeprefix("--ulimit=")}"' for option in LIMITS)
+        settings = image.directory / "containers.conf"
+        settings.write_text(
+            "[containers]\n"
+            f'cgroups = "disabled"\nvolumes = [{volumes}]\ndefault_ulimits = [{limits}]\n'
+        )
+        podman = image.directory / "bin/podman"
+        podman.parent.mkdir()
+        options = " ".join([*image.storage, image.networks])
+        podman.write_text(f'#!/bin/sh\nexec {program("podman")} {options} "$@"\n')
+        podman.chmod(0o755)
+        self.environ = {"CONTAINERS_CONF": str(settings)}
+        self.environ["PATH"] = f"{podman.parent}:{os.environ['PATH']}"
+        self.compose(image, "up", "--detach")
+        self.attach(image, "deploy_telemetry_1", "deploy_data", 8000)
+
+    def compose(self, image: Image, *arguments: str) -> None:
+        program = str(Path(sys.executable).with_name("podman-compose"))
+        file = f"--file={ROOT}/deploy/compose.yaml"
+        ran = image.inside(program, file, *arguments, **self.environ)
+        assert ran.returncode == 0, ran.stdout + ran.stderr

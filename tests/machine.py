@@ -42,7 +42,7 @@ def copy_project(target: Path) -> None:
     """Copy what git knows of this project, with changes that are not committed."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     files = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True).stdout
-    copy = [program("rsync"), "--archive", "--ignore-missing-args", "--from0", "--files-from=-"]
+    copy = [program("rsync"), "--archive", "--exclude=.venv", "--from0", "--files-from=-"]
     subprocess.run([*copy, f"{ROOT}/", target], input=files, check=True)
 
 
@@ -94,7 +94,11 @@ class Machine(Server):
         copy_project(root / "opt/telemetry")
         install_requirements(root / "opt/telemetry", "/opt/telemetry")
         self.cgroup = Cgroup()
-        self.boot()
+        try:
+            self.boot()
+        except BaseException:
+            self.kill()
+            raise
 
     def boot(self) -> None:
         nspawn = [program("systemd-nspawn"), f"--directory={self.root}", "--bind-ro=/usr", "--boot"]

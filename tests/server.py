@@ -1,6 +1,7 @@
 """A real gunicorn to send real bytes to.  Knows the contract, and nothing of the service."""
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -243,6 +244,14 @@ def program(*names: str) -> str:
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     found = filter(None, (shutil.which(name, path=path) for name in names))
     return next(found, None) or give_up(f"{names[0]} is not installed")
+
+
+def package(name: str) -> Any:
+    """Return a developers' package; without it, give up."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        return give_up(f"{name} is not installed")
 
 
 def give_up(reason: str) -> NoReturn:

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import re
-import tomllib
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -174,21 +173,6 @@ def test_the_answers_are_those_of_the_report(collectors: Path, database: Databas
 
     for title in QUESTIONS:
         assert answers[title] == expected(report, title), title
-
-
-def test_a_shipper_may_send_the_lines_as_they_are_and_more_than_once(database: Database) -> None:
-    shipper = tomllib.loads((ROOT / "deploy/vector.toml").read_text(encoding="utf-8"))
-    events = some_events(random.Random(2), UNTIL, 40)
-    database.run(next(text for _, text in statements() if "CREATE TABLE" in text))
-
-    table = shipper["sinks"]["clickhouse"]["table"]
-    insert = f"INSERT INTO {table} SETTINGS date_time_input_format = 'best_effort'"
-    for part in (events[:30], events[20:]):
-        database.run(f"{insert} FORMAT JSONEachRow\n{lines(part).decode()}")
-
-    (stored,) = database.run("SELECT count() AS rows, max(received_at) AS last FROM events FINAL")
-    last = max(event["received_at"] for event in events)
-    assert stored == {"rows": 40, "last": last.replace("T", " ").rstrip("Z")}
 
 
 def test_every_place_of_the_report_has_its_question() -> None:

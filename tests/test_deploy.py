@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server import GUNICORN, PATIENCE_SECONDS, ROOT, program
+from server import GUNICORN, PATIENCE_SECONDS, ROOT, package, program
 
 pytestmark = pytest.mark.slow
 
@@ -41,3 +41,24 @@ def test_hadolint_finds_nothing_wrong_with_the_dockerfile() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
 
     assert said_by(hadolint, "--no-color", DEPLOY / "Dockerfile") == (0, "")
+
+
+def test_kubernetes_knows_every_field_of_the_manifest() -> None:
+    yaml = package("yaml")
+    schemas = package("kubernetes_validate")
+    objects = [*yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8"))]
+
+    assert [found["kind"] for found in objects] == [
+        "PersistentVolumeClaim",
+        "Deployment",
+        "Service",
+    ]
+    for found in objects:
+        schemas.validate(found, "1.33", strict=True)  # raises where it does not
+
+
+def test_the_manual_says_of_every_file_what_it_is_for() -> None:
+    manual = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    files = {path.name for path in DEPLOY.iterdir()} - {"Dockerfile.dockerignore"}
+
+    assert [name for name in sorted(files) if f"`{name}`" not in manual] == []

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from image import Container, Image
-from server import Load, request
+from image import Composed, Container, Image
+from server import ROOT, Load, package, request, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("image")]
 
@@ -91,3 +91,42 @@ def test_there_is_in_it_only_what_runs(image: Image) -> None:
 
 def test_the_build_warns_of_nothing(image: Image) -> None:
     assert "warning" not in image.build_log.lower()
+
+
+def test_compose_runs_it_and_believes_a_proxy_of_this_machine(image: Image) -> None:
+    package("podman_compose")
+    container = Composed(image)
+    with Load(container, 2) as load:
+        load.wait_for(204, 20)
+        killed = container.pid()
+        image.inside("kill", "-KILL", str(killed))
+        wait_until(lambda: container.pid() not in (0, killed))
+        load.wait_for(204, 20)
+    assert container.send_cli([("X-Forwarded-For", "203.0.113.9")]).status == 204
+    assert container.stop() == 0
+
+    events = container.events()
+    assert events[-1]["ip"] == "203.0.113.9"
+    assert load.projects() <= {event["payload"]["projectId"] for event in events}
+
+
+def test_a_pod_has_settings_that_it_can_use_and_is_asked_what_it_answers(
+    image: Image, volume: str
+) -> None:
+    yaml = package("yaml")
+    objects = yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text(encoding="utf-8"))
+    (pod,) = (o["spec"]["template"]["spec"] for o in objects if o["kind"] == "Deployment")
+    (spec,) = pod["containers"]
+    environ = {variable["name"]: variable["value"] for variable in spec["env"]}
+    user = "{runAsUser}:{runAsGroup}".format(**pod["securityContext"])
+
+    # What Kubernetes adds for a Service called telemetry.
+    environ |= {"TELEMETRY_SERVICE_HOST": "10.96.0.7", "TELEMETRY_PORT": "tcp://10.96.0.7:80"}
+
+    container = Container(image, volume=volume, user=user, **environ)
+
+    assert container.send_cli().status == 204
+    for probe in ("readinessProbe", "livenessProbe"):
+        assert container.send("GET", spec[probe]["httpGet"]["path"]).status == 200
+    assert spec["ports"][0]["containerPort"] == container.port
+    assert [mount["mountPath"] for mount in spec["volumeMounts"]] == ["/data"]

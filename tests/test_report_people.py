@@ -16,20 +16,24 @@ import sys
 import termios
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
 import click
 import pytest
+from flask import Flask
 
 from chromium import Chromium, Tab
 from naive_report import naive_report
 from report import outline
+from report.lists import LISTS
 from report.outline import UNKNOWN
 from report.page import draw_page, spread
+from report.reading import PIECE_BYTES
 from report.text import draw_text
-from server import PATIENCE_SECONDS, ROOT, children
+from server import PATIENCE_SECONDS, ROOT, children, wait_until
 from test_report_numbers import HASH, TODAY, UNTIL, Days, Record, cli, core, packages, write_days
 
 Report = dict[str, Any]
@@ -57,9 +61,9 @@ SYSTEMS = [("Windows", "11"), ("Windows", "10"), ("Linux", None)]
 # Reports of many kinds.
 
 
-def app(n: int, days_ago: int, **others: Any) -> Record:
+def app(n: int, day: int = 0, **others: Any) -> Record:
     """Return an event of the n-th app, which updates sooner or later."""
-    release = (59 - days_ago + n % 16) // 10
+    release = (day + n % 40) // 16
     browser, system = BROWSERS[n % 4], SYSTEMS[n % 3]
     values: Record = {
         "hostname": f"app-{n}.secret.com" if n % 5 else "secret.localhost",
@@ -68,7 +72,7 @@ def app(n: int, days_ago: int, **others: Any) -> Record:
         "browser_version": browser[1],
         "os": system[0],
         "os_version": system[1],
-        "version": "next" if n == 7 else f"4.{release}.1" if release < 5 else "5.0.1",
+        "version": "next" if n == 7 else f"4.{release}.1",
         "providers": {"auth": n % 2 == 0, "data": True},
         "resourceCount": n % 30,
         "projectId": f"secret-{n}" if n % 3 else None,
@@ -90,7 +94,7 @@ def world(days: int = 56, apps: int = 160, commands: int = 40) -> Days:
     for days_ago in events:
         share = 1 - 0.4 * days_ago / days
         events[days_ago] += [
-            app(n, days_ago) for n in range(round(apps * share)) if chance.random() < 1 / 7
+            app(n, days - days_ago) for n in range(round(apps * share)) if chance.random() < 1 / 7
         ]
         events[days_ago] += [
             command(n) for n in range(round(commands * share)) if chance.random() < 1 / 7
@@ -102,7 +106,7 @@ def hostile_world() -> Days:
     events = []
     for value in [*HOSTILE, None]:
         agent = dict.fromkeys(["browser", "browser_version", "os", "os_version"], value)
-        events += [app(n, 0, **agent, version=value) for n in range(1, 4)]
+        events += [app(n, **agent, version=value) for n in range(1, 4)]
         events.append(command(1, projectFramework=value, nodeEnv=value, os=value, command=value))
         names = [{"name": value, "version": other} for other in HOSTILE]
         events.append(command(2, packages=names, nodeVersion=value))
@@ -110,7 +114,12 @@ def hostile_world() -> Days:
 
 
 def hashed(events: Days) -> Days:
-    return {day: [{**event, "ip": HASH} for event in of_day] for day, of_day in events.items()}
+    """Return them with the addresses hashed that most events come from."""
+
+    def hash_address(event: Record) -> Record:
+        return event if event.get("browser") == "Firefox" else {**event, "ip": HASH}
+
+    return {day: [*map(hash_address, of_day)] for day, of_day in events.items()}
 
 
 def of_source(source: str, events: Days) -> Days:
@@ -213,7 +222,7 @@ def difference(window: dict[str, int | None]) -> list[str]:
 
 
 def value_shown(value: str | None) -> str:
-    return "unknown" if value is None else json.dumps(value)[1:-1].replace("\x7f", "\\u007f")
+    return "unknown" if value is None else json.dumps(value)[1:-1]
 
 
 def cut(text: str, length: int) -> str:
@@ -299,7 +308,6 @@ def set_screen(tab: Tab, width: int, scheme: str) -> None:
     tab.call("Emulation.setDeviceMetricsOverride", **screen)
     feature = {"name": "prefers-color-scheme", "value": scheme}
     tab.call("Emulation.setEmulatedMedia", features=[feature])
-    tab.wait_until_idle()
 
 
 # The rows of all tables, by the id of what they are in: the words of each cell.
@@ -402,6 +410,13 @@ def test_every_number_of_the_page_is_that_of_the_json(
         assert f"median {median}, 90% of them at most {p90}, from {least} to {most}" in text
     if not sources(report):
         assert "Nothing to report: " in text
+    assert all(counted in text for counted in events_of(report))
+
+
+def events_of(report: Report) -> list[str]:
+    names = {"core": "apps", "cli": "the command line"}
+    counts = {source: report["events"][source] for source in sources(report)}
+    return [f"{n:,} event{'s' * (n != 1)} of {names[source]}" for source, n in counts.items()]
 
 
 def check_versions(report: Report, rows: list[list[str]]) -> None:
@@ -446,6 +461,7 @@ def test_each_week_is_a_bar_as_high_as_its_number_or_says_why_there_is_none(
                 expected.append(("count" if n else "zero", height, f"{title}{n:,}"))
     assert [(bar[0], bar[5]) for bar in bars] == [(kind, title) for kind, _, title in expected]
     assert [bar[4] for bar in bars] == pytest.approx([bar[1] for bar in expected], abs=0.01)
+    assert all(bar[2] + bar[4] == pytest.approx(100) for bar in bars if bar[0] == "count")
 
 
 @pytest.mark.slow
@@ -467,9 +483,11 @@ def test_each_week_is_a_column_of_versions_newest_first_and_labelled(
         own = {series: found.pop(series) for series in [*found] if series in week["versions"]}
         shares = [100 * week["versions"][series] / week["hosts"] for series in own]
         assert [*own.values()] == pytest.approx(shares, abs=0.01)
-        assert [*own] == sorted(own, key=lambda series: -float(series))
+        assert [*own] == sorted(own, key=numbers, reverse=True)
         assert set(found) <= {"older", "other"}
-        assert sum(bar[4] for bar in column) == pytest.approx(100, abs=0.01)
+        ends = [*accumulate(bar[4] for bar in column)]
+        assert [bar[2] for bar in column] == pytest.approx([0, *ends[:-1]], abs=0.01)
+        assert ends[-1] == pytest.approx(100, abs=0.01)
     newest = report["adoption"][-1]
     for label in labels:
         series, share = label.split()
@@ -610,6 +628,7 @@ def test_every_number_of_the_text_is_that_of_the_json(
     else:
         check_active(report, lines)
         check_adoption(report, lines)
+    assert all(counted in words(" ".join(lines)) for counted in events_of(report))
     for source in sources(report):
         for list_name in LIST_UNITS[source]:
             check_list(lines, report, source, list_name)
@@ -665,15 +684,17 @@ def check_adoption(report: Report, lines: list[str]) -> None:
             assert shares[: len(columns)] == columns
 
 
+def numbers(series: str) -> list[int]:
+    return [int(part) for part in series.split(".")]
+
+
 def is_not_older(other: str, series: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return len(other) < 20 and float(other) >= float(series)
-    return False
+    return re.fullmatch(r"[\d.]{1,9}", other) is not None and numbers(other) >= numbers(series)
 
 
 def check_list(lines: list[str], report: Report, source: str, name: str) -> None:
     listed = ranked(report, source, name)
-    title = next(place[3] for place in outline.LISTS if place[:2] == (source, name))
+    title = next(one.title for one in LISTS if (one.source, one.name) == (source, name))
     unit = {"hosts": "deployed hosts", "projects": "CLI projects"}.get(listed.unit, listed.unit)
     heading = f"{title}, of {listed.base:,} {unit} in 28 days"
     if not listed.rows:
@@ -895,6 +916,21 @@ def test_labels_keep_their_distance(middles: list[float], spread_out: list[float
 FLASK = Path(sys.executable).with_name("flask")
 
 
+@pytest.mark.parametrize("style", ["text", "html"])
+def test_the_command_draws_what_its_json_says(
+    make_app: Callable[..., Flask], data_dir: Path, style: str
+) -> None:
+    write_days(data_dir, with_holes(world(apps=20)))
+
+    def run(style: str) -> str:
+        arguments = ["report", f"--until={UNTIL}", f"--format={style}"]
+        return make_app().test_cli_runner().invoke(args=arguments).stdout
+
+    report = json.loads(run("json"))
+    drawn = draw_page(report) if style == "html" else click.unstyle(draw_text(report, 80, "utf-8"))
+    assert run(style) == f"{drawn}\n"
+
+
 class Ran(NamedTuple):
     status: int
     piped: str
@@ -944,6 +980,15 @@ def test_colour_is_for_a_terminal_and_says_nothing_more(data_dir: Path) -> None:
     assert 80 < max(map(len, plain.terminal.splitlines())) <= 100
 
 
+def test_a_terminal_without_blocks_gets_ascii(data_dir: Path) -> None:
+    write_days(data_dir, world(apps=20))
+    ran = run_on_terminal(data_dir, "stdout", PYTHONIOENCODING="ascii")
+
+    assert ran.status == 0
+    assert ran.terminal.isascii()
+    assert "#####" in ran.terminal
+
+
 def test_progress_is_shown_on_a_terminal_only(data_dir: Path) -> None:
     write_days(data_dir, world(apps=20))
     ran = run_on_terminal(data_dir, "stderr")
@@ -952,43 +997,67 @@ def test_progress_is_shown_on_a_terminal_only(data_dir: Path) -> None:
 
     assert ran.status == in_pipes.returncode == 0
     assert "100%" in ran.terminal
-    assert ran.piped.startswith("Telemetry ")
+    assert ran.piped.startswith("Telemetry of ")
     assert err == b""
     assert out.decode() == ran.piped
 
 
-LINE = json.dumps(cli(), separators=(",", ":")).encode() + b"\n"
+@pytest.fixture
+def slow_report(data_dir: Path) -> Iterator[Callable[[int], subprocess.Popen[bytes]]]:
+    """Start a report, and return when it is in the middle of an archive of more than a gigabyte."""
+    processes = []
+
+    def start(plain_bytes: int) -> subprocess.Popen[bytes]:
+        line = json.dumps(cli(), separators=(",", ":")).encode() + b"\n"
+        member = gzip.compress(line * (2**24 // len(line)), 1)
+        data_dir.mkdir()
+        archive = data_dir / f"events-{UNTIL}.jsonl.gz"
+        archive.write_bytes(member * 80)
+        plain = data_dir / f"events-{UNTIL - timedelta(days=1)}.jsonl"
+        plain.write_bytes(line * (plain_bytes // len(line)))
+        process = start_report(data_dir, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        processes.append(process)
+        readers = [process.pid] if plain_bytes < PIECE_BYTES else []
+        wait_until(lambda: any(has_open(pid, archive) for pid in readers or children(process.pid)))
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def has_open(pid: int, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return any(
+            descriptor.readlink() == path for descriptor in Path(f"/proc/{pid}/fd").iterdir()
+        )
+    return False
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [0, 2**23], ids=["one process", "several processes"])
-def test_ctrl_c_ends_it_with_one_line(data_dir: Path, size: int) -> None:
-    data_dir.mkdir()
-    days = [UNTIL - timedelta(days=1), UNTIL]
-    (data_dir / f"events-{days[0]}.jsonl").write_bytes(LINE * (size // len(LINE)))
-    os.mkfifo(data_dir / f"events-{days[1]}.jsonl.gz")
-    process = start_report(data_dir, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    # It opens once the report reads it, and the report then waits for more.
-    with (data_dir / f"events-{days[1]}.jsonl.gz").open("wb", buffering=0) as fifo:
-        fifo.write(gzip.compress(LINE))
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+@pytest.mark.parametrize(
+    "plain_bytes", [0, PIECE_BYTES + 1000], ids=["one process", "several processes"]
+)
+def test_ctrl_c_ends_it_with_one_line(
+    slow_report: Callable[[int], subprocess.Popen[bytes]], plain_bytes: int
+) -> None:
+    process = slow_report(plain_bytes)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
 
     assert (process.returncode, out, err.split(b"\n")) == (1, b"", [b"", b"Aborted!", b""])
 
 
 @pytest.mark.slow
-def test_a_reading_process_that_is_killed_ends_it_with_one_line(data_dir: Path) -> None:
+def test_a_reading_process_that_is_killed_ends_it_with_one_line(
+    slow_report: Callable[[int], subprocess.Popen[bytes]],
+) -> None:
     """As the kernel does when memory runs out: what it read would be waited for for ever."""
-    data_dir.mkdir()
-    days = [UNTIL - timedelta(days=1), UNTIL]
-    (data_dir / f"events-{days[0]}.jsonl").write_bytes(LINE * (2**24 // len(LINE) + 1))
-    os.mkfifo(data_dir / f"events-{days[1]}.jsonl.gz")
-    process = start_report(data_dir, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    with (data_dir / f"events-{days[1]}.jsonl.gz").open("wb", buffering=0):
-        for reader in children(process.pid):
-            os.kill(reader, signal.SIGKILL)
-        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    process = slow_report(PIECE_BYTES + 1000)
+    for reader in children(process.pid):
+        os.kill(reader, signal.SIGKILL)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
 
     assert (process.returncode, out) == (1, b"")
     assert err == b"Error: a reading process was killed (out of memory?)\n"

@@ -1,0 +1,307 @@
+"""From a collector's files to ClickHouse's table, by syslog-ng and by rsync: nothing is lost.
+
+The collector runs for real, on days of the test's choice.  The receiver fails in every way;
+what it was sent in the end goes into the embedded ClickHouse.
+"""
+
+import gzip
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import date, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+
+from proxies import free_port, substitute
+from server import PATIENCE_SECONDS, ROOT, Server, package, program, wait_until
+
+pytestmark = pytest.mark.slow
+
+CONFIG = (ROOT / "deploy/syslog-ng.conf").read_text(encoding="utf-8")
+# What ClickHouse and a proxy before it say when something is wrong; none may drop a batch.
+STATUSES = [400, 403, 404, 429, 500, 502, 503, 504, 504, 504, 504]
+SQL = (ROOT / "deploy/clickhouse.sql").read_text(encoding="utf-8")
+OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+FIRST_DAY = date(2026, 11, 23)
+
+
+class Collector(Server):
+    """A server on a day of the test's choice; its clients have few addresses."""
+
+    def __init__(self, data_dir: Path, day: date) -> None:
+        environ = {"TODAY": str(day), "TELEMETRY_TRUSTED_PROXIES": "127.0.0.1"}
+        environ |= {"TELEMETRY_COMPRESS_AFTER_DAYS": "2"}
+        super().__init__(data_dir, "--pythonpath=tests", "another_day:app", environ=environ)
+        self.day = day
+
+    def send_events(self, count: int = 60) -> None:
+        for n in range(count // 2):
+            client = ("X-Forwarded-For", f"203.0.113.{n % 7}")
+            page = ("Referer", f"https://h{n % 5}.example.com/")
+            core = self.send_core([client, page], version=f"5.0.{n % 3}")
+            cli = self.send_cli([client], projectId=f"p{n % 11}")
+            assert (core.status, cli.status) == (204, 204)
+        assert (self.data_dir / f"events-{self.day}.jsonl").exists()
+
+
+@pytest.fixture
+def collector_on(data_dir: Path) -> Iterator[Callable[[int], Collector]]:
+    """Go on, on that day of the test, with the files of the days before."""
+    running: list[Collector] = []  # at most the last of them is
+
+    def start(day: int) -> Collector:
+        if running:
+            assert running[-1].stop() == 0
+        running.append(Collector(data_dir, FIRST_DAY + timedelta(days=day)))
+        return running[-1]
+
+    yield start
+    for collector in running:
+        collector.kill()
+
+
+def every_line(data_dir: Path) -> list[bytes]:
+    found = []
+    for path in data_dir.glob("events-*.jsonl*"):
+        content = path.read_bytes()
+        found += (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()
+    return found
+
+
+class Receiver:
+    """In the place of ClickHouse.  `behave` tells what becomes of a request: see `Handler`."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.inserts: list[tuple[str, bytes]] = []
+        self.behave: Callable[[], int] = lambda: 200
+        self.appear()
+
+    def appear(self) -> None:
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                status = receiver.behave()
+                if status in (0, 200):
+                    receiver.inserts.append((self.path, body))
+                if status:  # else the sender is not told
+                    self.send_response(status)
+                    self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self.thread = Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def disappear(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join(PATIENCE_SECONDS)
+
+    def lines(self) -> list[bytes]:
+        return [line for _, body in self.inserts for line in body.splitlines()]
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.disappear()
+
+
+class SyslogNg:
+    """A running syslog-ng with the configuration of deploy/."""
+
+    def __init__(self, directory: Path, data_dir: Path, receiver: Receiver) -> None:
+        directory.mkdir()
+        self.directory = directory
+        changes = {
+            "/var/lib/telemetry": str(data_dir),
+            "https://clickhouse.example.com:8443": f"http://127.0.0.1:{receiver.port}",
+            "time-reopen(10)": "time-reopen(1)",
+            "batch-timeout(1000)": "batch-timeout(100)",
+        }
+        options = "@version: 3.38\noptions { log-fifo-size(10); };\n"  # soon full, in an outage
+        (directory / "main.conf").write_text(options + substitute(CONFIG, changes))
+        self.start()
+
+    def start(self) -> None:
+        files = {"cfgfile": "main.conf", "persist-file": "p", "pidfile": "pid", "control": "ctl"}
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [program("syslog-ng"), "--foreground", "--no-caps", "--stderr"]
+                + [f"--{option}={self.directory / name}" for option, name in files.items()],
+                cwd=self.directory,
+                stderr=log,
+            )
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE_SECONDS)
+
+    def forget_positions(self) -> None:
+        (self.directory / "p").unlink()
+
+
+@pytest.fixture
+def syslog_ng(tmp_path: Path, data_dir: Path, receiver: Receiver) -> Iterator[SyslogNg]:
+    data_dir.mkdir()
+    shipper = SyslogNg(tmp_path / "syslog-ng", data_dir, receiver)
+    yield shipper
+    shipper.kill()
+
+
+def clickhouse(directory: Path, *statements: str) -> list[dict[str, Any]]:
+    """Return the last answer of the embedded ClickHouse, in a process of its own."""
+    package("chdb")
+    script = """if True:
+        import json, sys
+        from chdb.session import Session
+        session = Session(sys.argv[1])
+        for statement in json.load(sys.stdin):
+            answer = session.query(statement, "JSONEachRow")
+        print((answer.bytes() or b"").decode())
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", script, directory],
+        input=json.dumps(statements),
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return [json.loads(line) for line in ran.stdout.splitlines() if line]
+
+
+def statement(beginning: str) -> str:
+    return re.search(rf"^{beginning}.*?;\n", SQL, re.MULTILINE | re.DOTALL)[0]
+
+
+def read_by_clickhouse(directory: Path, collectors: Path) -> list[dict[str, Any]]:
+    """Return the table's rows after clickhouse.sql has read the files of collectors, twice."""
+    insert = statement("INSERT INTO").replace("'collectors/", f"'{collectors}/")
+    return clickhouse(directory, statement("CREATE TABLE"), insert, insert, ROWS)
+
+
+ROWS = "SELECT * FROM events FINAL ORDER BY id"
+
+
+def shipped(directory: Path, receiver: Receiver) -> list[dict[str, Any]]:
+    """Return the table's rows after all that the receiver was sent."""
+    inserts = []
+    for path, body in receiver.inserts:
+        parameters = dict(parse_qsl(urlsplit(path).query))
+        query, _, form = parameters.pop("query").partition(" FORMAT ")
+        settings = ", ".join(f"{name} = '{value}'" for name, value in parameters.items())
+        inserts.append(f"{query} SETTINGS {settings} FORMAT {form}\n{body.decode()}")
+    return clickhouse(directory, statement("CREATE TABLE"), *inserts, ROWS)
+
+
+def report_on(data_dir: Path) -> dict[str, Any]:
+    period = [f"--since={FIRST_DAY}", f"--until={FIRST_DAY + timedelta(days=9)}"]
+    flask = Path(sys.executable).with_name("flask")
+    command = [flask, "report", data_dir, "--format=json", *period]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(ran.stdout)
+    return found
+
+
+def test_syslog_ng_loses_nothing_and_doubles_are_known_by_their_id(
+    collector_on: Callable[[int], Collector],
+    receiver: Receiver,
+    syslog_ng: SyslogNg,
+    data_dir: Path,
+    tmp_path: Path,
+) -> None:
+    def all_have_arrived() -> bool:
+        return {*every_line(data_dir)} == {*receiver.lines()}
+
+    collector = collector_on(0)
+    collector.send_events()
+    wait_until(all_have_arrived)
+
+    statuses = iter([*STATUSES, 0])  # in the end it is stored, but the sender is not told
+    receiver.behave = lambda: next(statuses, 200)
+    collector.send_events()
+    wait_until(all_have_arrived)
+    assert next(statuses, None) is None
+
+    receiver.disappear()
+    collector.send_events()
+    collector = collector_on(1)  # over midnight
+    collector.send_events()
+    receiver.appear()
+    wait_until(all_have_arrived)
+
+    collector.send_events()
+    syslog_ng.kill()
+    collector.send_events()
+    syslog_ng.start()
+    wait_until(all_have_arrived)
+
+    syslog_ng.kill()
+    sent = len(receiver.lines())
+    syslog_ng.forget_positions()
+    syslog_ng.start()  # it sends all files again
+    wait_until(lambda: len(receiver.lines()) == sent + len(every_line(data_dir)))
+
+    collector = collector_on(4)
+    wait_until((data_dir / f"events-{FIRST_DAY}.jsonl.gz").exists)
+    collector.send_events()
+    wait_until(all_have_arrived)
+
+    assert len(receiver.lines()) > len(every_line(data_dir))
+    rows = shipped(tmp_path / "shipped", receiver)
+    assert len(rows) == len(every_line(data_dir)) == 7 * 60
+    assert len(rows) == sum(report_on(data_dir)["events"].values())
+    data_dir.rename(tmp_path / "a")
+    (tmp_path / "collectors").mkdir()
+    (tmp_path / "a").rename(tmp_path / "collectors/a")
+    assert rows == read_by_clickhouse(tmp_path / "read", tmp_path / "collectors")
+
+
+def rsync(data_dir: Path, target: Path) -> int:
+    """Run the command of docs/operations.md; return its exit status."""
+    (recipe,) = re.findall(r"^    (rsync .*clickhouse\.example\.com:.*)$", OPERATIONS, re.MULTILINE)
+    changes = {"/var/lib/telemetry/": f"{data_dir}/", "clickhouse.example.com:": f"{target}/"}
+    program("rsync")
+    return subprocess.run(
+        shlex.split(substitute(recipe, changes)), stderr=subprocess.DEVNULL
+    ).returncode
+
+
+def test_rsync_loses_nothing_even_if_files_are_compressed_meanwhile(
+    collector_on: Callable[[int], Collector], data_dir: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "clickhouse"
+    (target / "collectors").mkdir(parents=True)
+    collector = collector_on(0)
+    collector.send_events()
+    (data_dir / "address-key-2026-11-23").write_text("a secret")
+    assert rsync(data_dir, target) == 0
+    collector.send_events()
+
+    target.rename(tmp_path / "away")
+    assert rsync(data_dir, target) != 0
+    collector_on(1).send_events()
+    collector = collector_on(4)
+    wait_until((data_dir / f"events-{FIRST_DAY}.jsonl.gz").exists)
+    collector.send_events()
+    (tmp_path / "away").rename(target)
+    assert rsync(data_dir, target) == 0
+
+    rows = read_by_clickhouse(tmp_path / "read", target / "collectors")
+    assert {row["id"] for row in rows} == {json.loads(line)["id"] for line in every_line(data_dir)}
+    assert len(rows) == 4 * 60 == sum(report_on(data_dir)["events"].values())
+    assert [*target.rglob("address-key-*")] == []
