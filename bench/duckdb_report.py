@@ -151,7 +151,7 @@ NAMED = ", ".join(f"{{name: '{name}', is_set: providers.{name}}}" for name in PR
 LISTS: dict[str, dict[str, tuple[str, str]]] = {
     "core": {
         "versions": simple("version", "NULL", "core", "hosts"),
-        "providers": nested("core", "hosts", f"list_filter([{NAMED}], p -> p.is_set)", "NULL"),
+        "providers": nested("core", "hosts", f"list_filter([{NAMED}], lambda p: p.is_set)", "NULL"),
         "browsers": agent("browser", "major(browser_version)"),
         "operating_systems": agent("os", "os_version"),
     },

@@ -186,8 +186,8 @@ def test_broken_chunks_are_a_400_and_end_the_connection(server: Server, body: by
 
 
 def test_a_full_worker_gives_up_who_has_waited_longest(serve: Callable[..., Server]) -> None:
-    server = serve("--worker-connections=20")
-    connections = [server.connect() for _ in range(40)]
+    server = serve("--worker-connections=10")
+    connections = [server.connect() for _ in range(15)]
     for connection in connections:
         connection.sendall(b"POST /cli HTTP/1.1\r\n")
         assert_answered_at_once(server)
