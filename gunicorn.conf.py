@@ -3,6 +3,7 @@
 import logging
 import os
 import resource
+import signal
 import socket
 
 from gunicorn.arbiter import Arbiter
@@ -66,6 +67,11 @@ def when_ready(server: Arbiter) -> None:
             # The kernel hands a connection over when there is something to read.
             seconds = int(RECEIVE_SECONDS)
             listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds)
+
+
+def post_fork(server: Arbiter, worker: RoundWorker) -> None:
+    # Until the worker sets its own handlers it has the master's, which would lose a TERM.
+    signal.signal(signal.SIGTERM, worker.handle_exit)
 
 
 def post_worker_init(worker: RoundWorker) -> None:

@@ -5,7 +5,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -156,3 +158,19 @@ def test_an_address_is_in_the_files_in_mode_full_only_and_no_log_tells_of_a_clie
     files = b"".join(path.read_bytes() for path in server.data_dir.iterdir())
     assert (b"198.51.100.77" in files) == (mode == "full")
     assert b"127.0.0.1" not in files
+
+
+def test_a_stop_while_a_worker_starts_does_not_wait_for_it(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    """gunicorn would lose the signal, and end the worker after the whole graceful timeout."""
+    config = tmp_path / "slow_start.conf.py"
+    ours = (ROOT / "gunicorn.conf.py").read_text()
+    sleep = "    import time; time.sleep(1)\n\n\ndef post_worker_init("
+    config.write_text(ours.replace("\n\ndef post_worker_init(", sleep))
+    server = serve("--config", str(config))
+    wait_until(server.workers)
+    began = time.monotonic()
+    server.stop()
+
+    assert time.monotonic() - began < 10
