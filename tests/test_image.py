@@ -9,7 +9,7 @@ import pytest
 from image import Composed, Container, Image
 from server import ROOT, Load, package, request, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("image")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

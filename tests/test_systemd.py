@@ -14,7 +14,7 @@ import pytest
 from machine import Machine
 from server import ROOT, Load, read_answer, request, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("systemd")]
+pytestmark = pytest.mark.slow
 
 MOST_EXPOSURE = 10  # tenths, of systemd's 100; a unit without any of its settings has 96
 DEPLOY = ROOT / "deploy"
