@@ -382,7 +382,9 @@ def test_a_plain_file_that_begins_with_the_archives_lines_is_compressed_again(
 
 
 @pytest.mark.parametrize(
-    "archived", [gzip.compress(line(99)), gzip.compress(line(99))[:-4], b"no archive"]
+    "archived",
+    [gzip.compress(line(99)), gzip.compress(line(99))[:-4], b"no archive"],
+    ids=["other lines", "damaged", "no archive"],
 )
 def test_an_archive_with_other_lines_stays_beside_the_plain_file(
     make_housekeeping: Callable[..., Housekeeping], data_dir: Path, archived: bytes
