@@ -82,6 +82,7 @@ class Connection:
         self.is_at_end = False  # the client sends nothing more
         self.is_registered = False
         self.drained_bytes: int | None = None  # a number once the last response was sent
+        self.fresh_until = time.monotonic() + TICK_SECONDS
         self.start_request(RECEIVE_SECONDS)
 
     def start_request(self, seconds: float) -> None:
@@ -96,6 +97,11 @@ class Connection:
     @property
     def is_receiving(self) -> bool:
         return bool(self.received) and self.drained_bytes is None
+
+    @property
+    def is_awaited(self) -> bool:
+        """Tell whether a stop waits for it: also for a moment after it was accepted."""
+        return self.is_receiving or time.monotonic() < self.fresh_until
 
     # When a request can be answered: it is all there, or more bytes would not help.
 
@@ -257,7 +263,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         self.listeners = {
             one.fileno(): (one, listener_environ(one, self.cfg)) for one in self.sockets
         }
-        while self.alive or self.is_receiving():
+        while self.alive or any(one.is_awaited for one in self.connections.values()):
             try:
                 self.run_round()
             except Exception:

@@ -277,7 +277,7 @@ def test_a_wrong_setting_is_one_line_in_the_journal_and_keeps_no_client_waiting(
     since = machine.run("date +'%F %T'")
     machine.ask("systemctl restart telemetry")
     wait_until(lambda: machine.ask("systemctl is-active telemetry.socket") == "failed")
-    journal = f"journalctl --output=cat --since='{since}' SYSLOG_IDENTIFIER=gunicorn"
+    journal = f"journalctl --output=cat --since='{since}' SYSLOG_IDENTIFIER=telemetry"
     lines = machine.run(f"{journal} | grep -v INFO").splitlines()
     with pytest.raises(ConnectionRefusedError):
         machine.connect()

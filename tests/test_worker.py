@@ -190,7 +190,7 @@ def test_a_full_worker_gives_up_who_has_waited_longest(serve: Callable[..., Serv
     connections = [server.connect() for _ in range(15)]
     for connection in connections:
         connection.sendall(b"POST /cli HTTP/1.1\r\n")
-        assert_answered_at_once(server)
+    assert_answered_at_once(server)
 
     assert statuses(connections[0]) == [503]
     connections[-1].sendall(
