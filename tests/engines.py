@@ -87,7 +87,7 @@ ENGINES = {
 
 
 @contextlib.contextmanager
-def visiting(engine: Engine, url: str, profile: Path) -> Iterator[None]:
+def visiting(engine: Engine, url: str, profile: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """Have a browser open the page until the block ends."""
     arguments = [argument.format(profile) for argument in engine.arguments]
     process = subprocess.Popen(
@@ -98,7 +98,7 @@ def visiting(engine: Engine, url: str, profile: Path) -> Iterator[None]:
         start_new_session=True,  # so that one signal reaches all of its processes
     )
     try:
-        yield
+        yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

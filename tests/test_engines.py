@@ -20,9 +20,13 @@ FIREFOX_OPT_OUTS = {
     },
     "Do Not Track": {"privacy.donottrackheader.enabled": True},
 }
-# The page tells when nothing more is to come: after the longest wait for an idle moment, or
-# when it is left, which a browser that only takes a picture does at once.
+# The page tells that its script has run, and when nothing more is to come: after the longest wait
+# for an idle moment, or when it is left.  A browser that only takes a picture leaves it at once,
+# and may end before it has told that.
 TELL_WHEN_DONE = """
+    const ran = new XMLHttpRequest();
+    ran.open("GET", "/ran", false);
+    ran.send();
     const tell = () => navigator.sendBeacon("/done");
     addEventListener("pagehide", tell);
     addEventListener("load", () => setTimeout(tell, 2500));
@@ -56,8 +60,9 @@ def image_page(server: Server) -> str:
 def visit(engine: Engine, site: Site, page: str, profile: Path) -> None:
     site.pages["/page"] = (page, "text/html")
     profile.mkdir(exist_ok=True)
-    with visiting(engine, f"{site.origin}/page", profile):
-        wait_until(lambda: site.has_seen("/done"))
+    with visiting(engine, f"{site.origin}/page", profile) as browser:
+        wait_until(lambda: site.has_seen("/done") or browser.poll() is not None)
+    assert site.has_seen("/ran")
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
@@ -147,6 +152,7 @@ FETCH = """<!doctype html><script type="module">
     const response = await fetch("URL", request);
     const outcome = response.headers.get("X-Telemetry-Outcome");
     navigator.sendBeacon(`/${response.status}/${outcome}`);
+    navigator.sendBeacon("/ran");
     navigator.sendBeacon("/done");
 </script>"""
 
