@@ -151,7 +151,7 @@ FETCH = """<!doctype html><script type="module">
     const request = { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" };
     const response = await fetch("URL", request);
     const outcome = response.headers.get("X-Telemetry-Outcome");
-    navigator.sendBeacon(`/${response.status}/${outcome}`);
+    await fetch(`/${response.status}/${outcome}`);
     navigator.sendBeacon("/ran");
     navigator.sendBeacon("/done");
 </script>"""
