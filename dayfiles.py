@@ -18,16 +18,23 @@ import logging
 import os
 import re
 import stat
+import zlib
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
+CLAIM_MODE = 0o644
 DRAFT_SUFFIX = ".draft"
 CHUNK_BYTES = 2**16
+GZIP_WBITS = 31  # zlib's way to say: with gzip's header and trailer
+
+# Used by the one process that holds the claim; no search for events-*.jsonl* finds them.
+CLAIM_NAME = "events-housekeeping.claim"
+DRAFT_NAME = f"events-housekeeping{DRAFT_SUFFIX}"
 
 # A power cut can leave NUL bytes anywhere in what was not synced yet; more than this much
 # cannot have been unsynced.
@@ -136,6 +143,30 @@ def opened_directory(directory: Path) -> Iterator[int]:
             os.close(fd)
 
 
+@contextlib.contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Be the only process that compresses, deletes or rewrites files.
+
+    Raises BlockingIOError while another process is at it.
+    """
+    path = directory / CLAIM_NAME
+    with contextlib.ExitStack() as stack:
+        with locked(directory):
+            # Readable by everyone: root's may be killed, and the server's user goes on with it.
+            claim = stack.enter_context(opened(path, os.O_RDONLY | os.O_CREAT, CLAIM_MODE))
+            with contextlib.suppress(PermissionError):
+                os.fchmod(claim, CLAIM_MODE)  # whatever the umask is
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+        with locked(directory):
+            os.unlink(path)
+
+
+def remove_draft(directory: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(directory / DRAFT_NAME)
+
+
 # Opening and writing.
 
 
@@ -171,6 +202,13 @@ def write_draft(path: Path, content: Iterable[bytes], mode: int, min_free_bytes:
             require_room(path.parent, min_free_bytes + len(chunk))
             write_all(fd, chunk)
         os.fsync(fd)
+
+
+def compressed(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    packer = zlib.compressobj(wbits=GZIP_WBITS)
+    for chunk in chunks:
+        yield packer.compress(chunk)
+    yield packer.flush()
 
 
 def is_named(fd: int, path: Path) -> bool:
@@ -245,7 +283,7 @@ def repair_tail(fd: int, name: str, *, thorough: bool) -> int:
     end = end_of_last_line(fd, end)
     if end == size:
         return size
-    if size - end <= MAX_UNSYNCED_BYTES and is_record(os.pread(fd, size - end, end)):
+    if size - end <= MAX_UNSYNCED_BYTES and read_record(os.pread(fd, size - end, end)):
         write_all(fd, b"\n")
         os.fsync(fd)
         return size + 1
@@ -254,12 +292,14 @@ def repair_tail(fd: int, name: str, *, thorough: bool) -> int:
     return end
 
 
-def is_record(line: bytes) -> bool:
+def read_record(line: bytes) -> dict[str, Any] | None:
+    """Return the record in a line; None where the line holds none."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(record, dict) and {"received_at", "source"} <= record.keys()
+        return None
+    is_record = isinstance(record, dict) and {"received_at", "source"} <= record.keys()
+    return record if is_record else None
 
 
 def cut_off(fd: int, end: int) -> None:

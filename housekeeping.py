@@ -1,7 +1,6 @@
 """Repair, compress and delete the daily files, at start and whenever a day ends."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import threading
@@ -13,16 +12,19 @@ from pathlib import Path
 
 from dayfiles import (
     CHUNK_BYTES,
-    DRAFT_SUFFIX,
+    DRAFT_NAME,
     FILE_MODE,
     KEY_NAME,
     DayFile,
     archived_bytes,
+    claimed,
+    compressed,
     compressed_path,
     day_files,
     is_named,
     locked,
     opened,
+    remove_draft,
     repair_tail,
     sync_directory,
     write_draft,
@@ -32,11 +34,6 @@ KEY_DAYS_AFTER = 2  # how long a key outlives its day, for events that arrive la
 KEY_DAYS_AHEAD = 1
 MAX_SILENT_DAYS = 365
 NEW_DAY_POLL_SECONDS = 20
-GZIP_WBITS = 31  # zlib's way to say: with gzip's header and trailer
-
-# Used by the one process that does the housekeeping; no search for events-*.jsonl* finds them.
-CLAIM_NAME = "events-housekeeping.claim"
-DRAFT_NAME = f"events-housekeeping{DRAFT_SUFFIX}"
 
 log = logging.getLogger(__name__)
 
@@ -121,19 +118,6 @@ class Housekeeping:
 
 
 @contextlib.contextmanager
-def claimed(directory: Path) -> Iterator[None]:
-    """Be the only process that does housekeeping.  Raises BlockingIOError while another does."""
-    path = directory / CLAIM_NAME
-    with contextlib.ExitStack() as stack:
-        with locked(directory):
-            claim = stack.enter_context(opened(path, os.O_RDWR | os.O_CREAT))
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-        with locked(directory):
-            os.unlink(path)
-
-
-@contextlib.contextmanager
 def reported(path: Path) -> Iterator[None]:
     """Log what goes wrong with one file, so that the others get their turn."""
     try:
@@ -141,11 +125,6 @@ def reported(path: Path) -> Iterator[None]:
     except (OSError, EOFError, zlib.error) as exc:
         log.error("%s: left as it is until tomorrow: %s", path.name, exc)
         remove_draft(path.parent)
-
-
-def remove_draft(directory: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(directory / DRAFT_NAME)
 
 
 def expired_keys(directory: Path, today: date) -> Iterator[Path]:
@@ -169,7 +148,7 @@ def compress(plain: Path, min_free_bytes: int) -> None:
         if archive.exists() and archived_bytes(source, archive) is None:
             return
         size = os.fstat(source).st_size
-        write_draft(draft, compressed(source, size), FILE_MODE, min_free_bytes)
+        write_draft(draft, compressed(chunks(source, size)), FILE_MODE, min_free_bytes)
         with locked(plain.parent):
             if os.fstat(source).st_size != size or not is_named(source, plain):
                 os.unlink(draft)  # somebody wrote to it: the next run takes it
@@ -180,8 +159,6 @@ def compress(plain: Path, min_free_bytes: int) -> None:
             sync_directory(plain.parent)
 
 
-def compressed(source: int, size: int) -> Iterator[bytes]:
-    packer = zlib.compressobj(wbits=GZIP_WBITS)
+def chunks(source: int, size: int) -> Iterator[bytes]:
     for offset in range(0, size, CHUNK_BYTES):
-        yield packer.compress(os.pread(source, min(CHUNK_BYTES, size - offset), offset))
-    yield packer.flush()
+        yield os.pread(source, min(CHUNK_BYTES, size - offset), offset)

@@ -22,7 +22,10 @@ def line(n: int, length: int = 60) -> bytes:
 class FailingOs:
     """`os`, but `fault` sees each system call first; it may raise, or answer instead."""
 
-    CALLS = "open write pread ftruncate fsync fstat stat statvfs fchmod mkdir close rename unlink"
+    CALLS = (
+        "open write pread ftruncate fsync fstat stat statvfs fchmod fchown mkdir close"
+        " rename unlink"
+    )
 
     def __init__(self) -> None:
         self.heal()

@@ -1,14 +1,18 @@
 """`flask forget`: exactly one person's events go, whatever else happens meanwhile."""
 
+import errno
 import gzip
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from multiprocessing import get_context
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -16,11 +20,13 @@ from click.testing import Result
 from flask import Flask
 
 import dayfiles
+import erasing
 import forget
-import housekeeping
 from dayfiles import encode
+from erasing import Verdict
 from faults import FailingOs
 from server import ROOT, Load, Server, wait_until
+from storage import Appender
 
 DAY = "2026-11-20"
 NAME = f"events-{DAY}.jsonl"
@@ -85,6 +91,23 @@ def test_exactly_the_named_events_are_erased(
 
 
 @pytest.mark.parametrize(
+    ("given", "stored", "other"),
+    [
+        ("bücher.example", "xn--bcher-kva.example", "cher.example"),
+        ("xn--bcher-kva.example", "xn--bcher-kva.example", "bücher.example"),
+        ("2001:DB8::0:1", "2001:db8::1", "2001:db8::10"),
+        ("[::1]", "::1", "[::1]x"),
+        ("Odd_Name!", "odd_name!", "odd_name"),
+    ],
+)
+def test_a_host_is_found_as_it_is_stored(given: str, stored: str, other: str) -> None:
+    judge = forget.choose((), (given,), ())
+
+    assert judge({"hostname": stored}) is Verdict.ERASE
+    assert judge({"hostname": other}) is judge({"hostname": None}) is judge({}) is Verdict.KEEP
+
+
+@pytest.mark.parametrize(
     ("stored", "given"), [("2001:db8::7", "2001:DB8:0:0::7"), ("2001:DB8::7", "2001:db8::7")]
 )
 def test_an_address_is_found_in_any_spelling(
@@ -103,8 +126,9 @@ def test_an_address_is_found_in_any_spelling(
         MINE.replace(b"203", b"\\u00320\\u0033"),
         json.dumps(json.loads(MINE), sort_keys=True).encode() + b"\n",
         MINE.rstrip(b"\n") + b"\r\n",
+        b"\xef\xbb\xbf" + MINE,
     ],
-    ids=["spaces", "escapes", "other order", "CR LF"],
+    ids=["spaces", "escapes", "other order", "CR LF", "BOM"],
 )
 def test_a_line_that_was_edited_is_found_too(
     run: Callable[..., Result], data_dir: Path, line: bytes
@@ -122,7 +146,7 @@ def test_a_line_that_was_edited_is_found_too(
     "name",
     [
         *(NAME, f"{NAME}.gz", f"{NAME}.1", f"{NAME}.1.gz", "events-old.jsonl-20261125.gz"),
-        *("events-2026.bak", "events-"),
+        *("events-2026.bak", "events-", "events-mine.draft"),
     ],
 )
 @pytest.mark.parametrize("members", [0, 1, 3], ids=["plain", "gzip", "several members"])
@@ -133,14 +157,15 @@ def test_events_are_found_under_any_name_and_in_any_form(
     size = -(-len(lines) // members) if members else 0
     parts = [b"".join(lines[at : at + size]) for at in range(0, len(lines), size or len(lines))]
     path.write_bytes(b"".join(map(gzip.compress, parts)) if members else b"".join(lines))
-    os.chown(path, 12345, 54321)
+    owner = (12345, 54321) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    os.chown(path, *owner)
     path.chmod(0o604)
 
     assert run("--ip", WANTED, "--yes").exit_code == 0
     assert content(path) == KEPT
     assert path.read_bytes().startswith(b"\x1f\x8b") == bool(members)
     status = path.stat()
-    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (12345, 54321, 0o604)
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (*owner, 0o604)
 
 
 def test_what_is_not_a_file_of_events_is_left_alone(
@@ -171,7 +196,8 @@ def test_unreadable_lines_and_torn_tails_stay_and_are_counted(
     is_mine = tail == MINE.rstrip(b"\n")
     assert ran.exit_code == 0
     assert (data_dir / NAME).read_bytes() == b"".join(odd) + KEPT + (b"" if is_mine else tail)
-    assert f"{len(odd) + (tail == OTHERS or (bool(tail) and not is_mine))} lines" in ran.output
+    unreadable = len(odd) + (tail == b'{"torn')
+    assert f"{data_dir / NAME}: {unreadable} lines that cannot be read\n" in ran.output
 
 
 def test_several_directories_are_searched_each_once(
@@ -194,12 +220,15 @@ def test_several_directories_are_searched_each_once(
 
 
 def test_without_yes_it_only_tells(run: Callable[..., Result], data_dir: Path) -> None:
-    (data_dir / NAME).write_bytes(MINE + KEPT)
+    (data_dir / NAME).write_bytes(MINE + OTHERS[0])
     before = (data_dir / NAME).stat()
     ran = run("--ip", WANTED)
 
     assert ran.exit_code == 0
-    assert f"{data_dir / NAME}: 1 event\n" in ran.output
+    assert ran.output.splitlines() == [
+        f"{data_dir / NAME}: 1 event",
+        f"{data_dir}: 1 event found; add --yes to erase",
+    ]
     assert (data_dir / NAME).stat() == before
     assert [path.name for path in data_dir.iterdir()] == [NAME]
 
@@ -214,6 +243,11 @@ def test_without_yes_it_only_tells(run: Callable[..., Result], data_dir: Path) -
         ("--hostname", ""),
         ("--project", " "),
         ("--ip", WANTED, "--project", "p"),
+        ("--ip", WANTED, "--ip", "198.51.100.1"),
+        ("--hostname", "https://a.example/"),
+        ("--hostname", "a.example:8080"),
+        ("--hostname", "a.example/x"),
+        ("--hostname", "me@a.example"),
     ],
 )
 def test_a_request_that_names_nobody_is_refused(
@@ -232,6 +266,17 @@ def test_it_says_where_an_address_can_find_nobody(run: Callable[..., Result], mo
     assert "TELEMETRY_IP" not in run("--project", "p", IP=mode).output
 
 
+def test_it_says_how_many_stored_addresses_it_cannot_tell(
+    run: Callable[..., Result], data_dir: Path
+) -> None:
+    """Whatever TELEMETRY_IP is now, and for the one who runs this."""
+    stored = [None, "0" * 64, "203.0.113.0", "203.0.114.0", "203.0.113.90"]
+    (data_dir / NAME).write_bytes(b"".join(record(n, ip) for n, ip in enumerate(stored)))
+
+    assert f"{data_dir}: 3 events without a whole address" in run("--ip", WANTED).output
+    assert "whole address" not in run("--project", "p").output
+
+
 def test_a_file_that_cannot_be_read_is_named_and_the_others_are_done(
     run: Callable[..., Result], data_dir: Path
 ) -> None:
@@ -245,87 +290,321 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_done(
     assert (data_dir / NAME).read_bytes() == KEPT
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_directory_that_may_not_be_read_is_named_and_the_others_are_done(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    data_dir.mkdir()
+    (data_dir / NAME).write_bytes(MINE + KEPT)
+    for path in (data_dir, data_dir / NAME):
+        os.chown(path, 65534, 65534)
+    closed = tmp_path / "closed"
+    closed.mkdir(0o700)
+    for path in [
+        path for path in data_dir.parents if path.stat().st_uid == 0 and path != Path("/")
+    ]:
+        path.chmod(path.stat().st_mode | 0o011)
+    somebody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    ran = run_command(closed, data_dir, launcher=somebody)
+
+    assert (ran.returncode, ran.stderr) == (1, f"Error: {closed}: Permission denied\n")
+    assert (data_dir / NAME).read_bytes() == KEPT
+
+
 # Faults, and others at work.
 
+ARCHIVE = "events-2026-11-19.jsonl.gz"
+TWIN = f"{NAME}.gz"  # of a compression that was killed before it could delete the plain file
 
-def use_failing_os(disk: FailingOs) -> None:
-    for module in (dayfiles, forget, housekeeping):
-        module.os = disk  # type: ignore[attr-defined]
+
+def erase_in(directory: Path) -> dict[Path, str]:
+    """Do what the command does with --yes; return the problems."""
+    judge, problems = forget.choose((WANTED,), (), ()), dict[Path, str]()
+    with forget.reported(directory, problems), forget.alone(directory):
+        counts = forget.look(directory, judge, problems)
+        forget.erase_all(directory, judge, 0, counts, problems)
+    return problems
+
+
+def fill(directory: Path) -> None:
+    directory.mkdir()
+    (directory / NAME).write_bytes(MINE + KEPT)
+    for name in (ARCHIVE, TWIN):
+        (directory / name).write_bytes(gzip.compress(MINE + KEPT))
+
+
+def check_nothing_is_lost_or_doubled(directory: Path) -> None:
+    """The day's file may have a twin, which does not count where it holds the same."""
+    plain, archive, twin = (directory / name for name in (NAME, ARCHIVE, TWIN))
+    assert content(plain) in (MINE + KEPT, KEPT)
+    assert content(archive) in (MINE + KEPT, KEPT)
+    assert not twin.exists() or content(twin) == content(plain)
+
+
+def use_failing_os(disk: FailingOs, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (dayfiles, erasing):
+        monkeypatch.setattr(module, "os", disk)
 
 
 def erase_and_die(directory: Path, index: int) -> None:
     disk = FailingOs()
-    use_failing_os(disk)
     disk.fault = lambda at, name, arguments: os._exit(9) if at == index else None
-    forget.erase_all(directory, forget.choose(WANTED, None, None), [])
-    os._exit(0)
+    use_failing_os(disk, pytest.MonkeyPatch())
+    os._exit(1 if erase_in(directory) else 0)
 
 
-def test_a_kill_at_any_moment_leaves_the_file_or_its_replacement(tmp_path: Path) -> None:
-    context = get_context("fork")
-    for index in range(300):
+def test_a_kill_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    for index in itertools.count():
         directory = tmp_path / str(index)
-        directory.mkdir()
-        plain, archive = directory / NAME, directory / "events-2026-11-19.jsonl.gz"
-        plain.write_bytes(MINE + KEPT)
-        archive.write_bytes(gzip.compress(MINE + KEPT))
-        process = context.Process(target=erase_and_die, args=(directory, index))
+        fill(directory)
+        process = get_context("fork").Process(target=erase_and_die, args=(directory, index))
         process.start()
         process.join()
 
-        for path in (plain, archive):
-            assert content(path) in (MINE + KEPT, KEPT), f"killed at call {index}"
-        assert forget.erase_all(directory, forget.choose(WANTED, None, None), []) == []
-        assert {path: content(path) for path in directory.iterdir()} == {plain: KEPT, archive: KEPT}
+        check_nothing_is_lost_or_doubled(directory)
+        assert erase_in(directory) == {}
+        left = {path.name: content(path) for path in directory.iterdir()}
+        assert left == {NAME: KEPT, ARCHIVE: KEPT}, f"after a kill at call {index}"
         if process.exitcode == 0:
             break
-    assert 20 < index < 299
+    assert index > 50
 
 
-def test_a_full_disk_leaves_the_originals_and_no_draft(
-    run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, None], ids=["full", "I/O", "Ctrl-C"])
+def test_a_disk_that_fails_at_any_call_leaves_whole_files_and_no_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None
 ) -> None:
-    (data_dir / NAME).write_bytes(MINE + KEPT)
+    disk = FailingOs()
+    use_failing_os(disk, monkeypatch)
 
-    class Full:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(os, name)
+    def fail(at: int, name: str, arguments: Any) -> None:
+        if at == index and code is None:
+            raise KeyboardInterrupt
+        if at == index:
+            raise OSError(code, os.strerror(code))
 
-        def fsync(self, fd: int) -> None:
-            raise OSError(28, "No space left on device")
+    for index in itertools.count():
+        directory = tmp_path / str(index)
+        fill(directory)
+        disk.heal()
+        disk.fault = fail
+        try:
+            problems = erase_in(directory)
+        except KeyboardInterrupt:
+            problems = {directory: "interrupted"}
+        calls = disk.calls
+        disk.heal()
 
-    monkeypatch.setattr(forget, "os", Full())
+        check_nothing_is_lost_or_doubled(directory)
+        is_clean = content(directory / NAME) == content(directory / ARCHIVE) == KEPT
+        assert is_clean or problems, f"call {index} failed: {calls[index]}"
+        failed = calls[index][0] if index < len(calls) else ""
+        assert failed in ("unlink", "open") or not (directory / dayfiles.DRAFT_NAME).exists()
+        assert erase_in(directory) == {}
+        if index >= len(calls):
+            break
+    assert index > 50
+
+
+@pytest.mark.parametrize("name", [NAME, TWIN])
+def test_on_a_full_disk_the_file_stays_as_it_was(
+    run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    lines = MINE + KEPT + b"".join(record(n, os.urandom(30).hex()) for n in range(2000))
+    before = gzip.compress(lines) if name == TWIN else lines
+    (data_dir / name).write_bytes(before)
+    disk = FailingOs()
+    use_failing_os(disk, monkeypatch)
+    disk.fill_up_after(10_000)
     ran = run("--ip", WANTED, "--yes")
 
     assert ran.exit_code == 1
-    assert "No space left on device" in ran.output
-    assert "1 event could not be erased" in ran.output
-    assert {path.name: path.read_bytes() for path in data_dir.iterdir()} == {NAME: MINE + KEPT}
+    error = f"Error: {data_dir / name}: 1 event left: No space left on device"
+    assert ran.output.splitlines()[-1] == error
+    assert {path.name: path.read_bytes() for path in data_dir.iterdir()} == {name: before}
+
+
+def test_the_disk_is_not_filled_beyond_what_events_need(
+    run: Callable[..., Result], data_dir: Path
+) -> None:
+    (data_dir / NAME).write_bytes(MINE + KEPT)
+    ran = run("--ip", WANTED, "--yes", MIN_FREE_MB="999999999")
+
+    assert ran.exit_code == 1
+    assert "1 event left: " in ran.output
+    assert "TELEMETRY_MIN_FREE_MB" in ran.output
+    assert (data_dir / NAME).read_bytes() == MINE + KEPT
+
+
+def before_the_lock(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Have others act when a file has been copied and the lock is not held yet, once."""
+    actions = [act]
+
+    def locked(directory: Path) -> AbstractContextManager[None]:
+        if actions:
+            actions.pop()()
+        return dayfiles.locked(directory)
+
+    monkeypatch.setattr(erasing, "locked", locked)
 
 
 def test_a_line_appended_while_a_file_is_copied_is_kept(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data_dir.mkdir()
+    path, late = data_dir / NAME, record(7)
+    path.write_bytes(MINE + KEPT)
+    appender = Appender(data_dir)
+    appender.append(NAME, late)
+    before_the_lock(monkeypatch, lambda: appender.append(NAME, late + MINE + late))
+
+    assert run("--ip", WANTED, "--yes").exit_code == 0
+    appender.append(NAME, late)
+    assert path.read_bytes() == KEPT + late * 4
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"id":"a torn line, longer than the next"'])
+@pytest.mark.parametrize("regrown", [0, 1, 3])
+def test_lines_that_were_rolled_back_while_a_file_was_copied_are_not_kept(
+    run: Callable[..., Result],
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    regrown: int,
+    torn: bytes,
+) -> None:
+    """A writer whose sync failed cuts them off again, and others append in their place."""
+    path, others = data_dir / NAME, b"".join(record(8) for _ in range(regrown))
+    path.write_bytes(MINE + KEPT + record(7) + torn)
+
+    def roll_back() -> None:
+        os.truncate(path, len(MINE + KEPT))
+        with path.open("ab") as file:
+            file.write(others)
+
+    before_the_lock(monkeypatch, roll_back)
+    ran = run("--ip", WANTED, "--yes")
+
+    assert ran.exit_code == 0, ran.output
+    assert path.read_bytes() == KEPT + others
+
+
+def test_a_file_that_never_stays_as_it_was_copied_is_named(
+    run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = data_dir / NAME
     path.write_bytes(MINE + KEPT)
-    late = record(7)
 
-    def append_then_lock(directory: Path) -> Any:
-        with path.open("ab") as file:
-            file.write(late + MINE)
+    def replaced(directory: Path) -> AbstractContextManager[None]:
+        copy = path.with_name("copy")
+        copy.write_bytes(path.read_bytes())
+        copy.rename(path)
         return dayfiles.locked(directory)
 
-    monkeypatch.setattr(forget, "locked", append_then_lock)
-    forget.erase(path, forget.choose(WANTED, None, None))
+    monkeypatch.setattr(erasing, "locked", replaced)
+    ran = run("--ip", WANTED, "--yes")
 
-    assert path.read_bytes() == KEPT + late
+    assert ran.exit_code == 1
+    error = f"Error: {path}: 1 event left: changed by somebody else meanwhile"
+    assert ran.output.splitlines()[-1] == error
+    assert path.read_bytes() == MINE + KEPT
 
 
-def forget_ip(server: Server, ip: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flask", "forget", "--ip", ip, "--yes"]
-    environ = {**os.environ, "TELEMETRY_DATA_DIR": str(server.data_dir)}
-    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+def test_an_archive_that_grows_while_it_is_copied_is_copied_again(
+    run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = data_dir / ARCHIVE
+    path.write_bytes(gzip.compress(MINE + KEPT))
+
+    def append() -> None:
+        with path.open("ab") as file:
+            file.write(gzip.compress(record(7) + MINE))
+
+    before_the_lock(monkeypatch, append)
+
+    assert run("--ip", WANTED, "--yes").exit_code == 0
+    assert content(path) == KEPT + record(7)
+
+
+def test_events_that_come_all_the_time_are_left_and_that_is_said(
+    run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = data_dir / NAME
+    path.write_bytes(MINE + KEPT)
+
+    def erase_and_append(*arguments: Any) -> None:
+        erasing.erase(*arguments)
+        with path.open("ab") as file:
+            file.write(MINE)
+
+    monkeypatch.setattr(forget, "erase", erase_and_append)
+    ran = run("--ip", WANTED, "--yes")
+
+    assert ran.exit_code == 1
+    error = f"Error: {path}: 1 event left: stored since the first look; run it again"
+    assert ran.output.splitlines()[-1] == error
+    assert path.read_bytes() == KEPT + MINE
+
+
+@pytest.mark.parametrize("name", [NAME, ARCHIVE])
+def test_little_is_left_to_write_and_sync_while_writers_wait(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """However much has come while most of the file was copied."""
+    data_dir.mkdir()
+    path, lines = data_dir / name, b"".join(record(n, os.urandom(30).hex()) for n in range(4_000))
+    path.write_bytes(gzip.compress(lines) if name == ARCHIVE else lines)
+    disk, late = FailingOs(), [lines[: lines.index(b"\n", at) + 1] for at in (400_000, 100_000)]
+    late = late if name == NAME else []
+    events: list[tuple[str, int]] = []
+
+    def follow(at: int, call: str, arguments: Any) -> None:
+        if call == "write":
+            events.append((call, len(arguments[1])))
+        elif call == "fsync":
+            events.append((call, 0))
+            if late and call == "fsync":
+                with path.open("ab") as file:
+                    file.write(late.pop(0))
+
+    def locked(directory: Path) -> AbstractContextManager[None]:
+        events.append(("lock", 0))
+        return dayfiles.locked(directory)
+
+    disk.fault = follow
+    use_failing_os(disk, monkeypatch)
+    monkeypatch.setattr(erasing, "locked", locked)
+    erasing.erase(path, forget.choose((WANTED,), (), ()))
+
+    at = events.index(("lock", 0))
+    assert events[at - 1] == ("fsync", 0)
+    assert not late
+    assert sum(size for _, size in events[:at]) > path.stat().st_size - 2 * dayfiles.CHUNK_BYTES
+    assert sum(size for _, size in events[at:]) <= dayfiles.CHUNK_BYTES
+
+
+def test_it_waits_for_housekeeping_and_says_so(
+    run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (data_dir / NAME).write_bytes(MINE + KEPT)
+    claim = dayfiles.claimed(data_dir)
+    claim.__enter__()
+    contents = []
+
+    def sleep(seconds: float) -> None:
+        contents.append((data_dir / NAME).read_bytes())
+        claim.__exit__(None, None, None)
+
+    monkeypatch.setattr(forget.time, "sleep", sleep)
+    ran = run("--ip", WANTED, "--yes")
+
+    assert ran.exit_code == 0
+    assert f"{data_dir}: waiting for housekeeping to finish" in ran.output
+    assert contents == [MINE + KEPT]
+    assert (data_dir / NAME).read_bytes() == KEPT
+
+
+def run_command(*directories: Path, launcher: Iterable[str] = ()) -> CompletedProcess[str]:
+    command = [*launcher, sys.executable, "-m", "flask", "forget", "--ip", WANTED, "--yes"]
+    return subprocess.run([*command, *directories], cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.slow
@@ -343,8 +622,8 @@ def test_beside_a_loaded_server_only_the_named_events_go(
             for _ in range(3):
                 headers = [("X-Forwarded-For", WANTED)]
                 assert server.send_cli(headers, projectId=f"mine {n}").status == 204
-            ran = forget_ip(server, WANTED)
-            assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout
+            ran = run_command(data_dir)
+            assert ran.returncode == 0, ran
             os.kill(server.process.pid, signal.SIGHUP)
         load.wait_for(204, 20)
 

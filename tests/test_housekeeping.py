@@ -225,7 +225,7 @@ def test_one_process_keeps_house_at_a_time(
     make_housekeeping: Callable[..., Housekeeping], data_dir: Path
 ) -> None:
     content = write_days(data_dir, 3)
-    with housekeeping.claimed(data_dir):
+    with dayfiles.claimed(data_dir):
         with pytest.raises(BlockingIOError):
             make_housekeeping(compress_after_days=1).run(TODAY)
         assert read_days(data_dir) == content
