@@ -43,7 +43,7 @@ class FailingOs:
             self.calls.append((name, arguments))
             try:
                 answer = self.fault(len(self.calls) - 1, name, arguments)
-            except OSError:
+            except (OSError, KeyboardInterrupt):
                 if name == "close":  # Linux frees the descriptor whatever it answers
                     real(*arguments)
                 raise
