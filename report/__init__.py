@@ -1,4 +1,4 @@
-"""`flask report`: how many use the framework, more or fewer, on which versions, with what."""
+"""`flask report`: how many use the framework, whether that grows, on which versions, with what."""
 
 from report.command import report_command
 

@@ -1,14 +1,14 @@
 """What the report counts: each unit and each list stands here once.
 
-A list says in which part of a line its values are, how they are read from it, which unit
-is counted, and its title for people.
+A list states its title for people, the unit it counts, and how its values are read from
+which part of a line.
 """
 
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-# The parts of a line: the keys whose values, as JSON text, each part holds.
+# The parts of a line, each by its keys.
 AGENT = ("browser", "browser_version", "os", "os_version")
 PAYLOAD = ("providers", "version", "resourceCount", "projectId")
 MACHINE = ("nodeEnv", "nodeVersion", "os", "osVersion", "command")
@@ -34,7 +34,7 @@ MAJOR = re.compile(r"v?(\d+)", re.ASCII)
 
 
 def series(version: str | None) -> str | None:
-    """Return the first two numeric parts: `5.0.12` is of `5.0`, `v22.11.0` of `22.11`."""
+    """Return the first two numeric parts: `5.0` for `5.0.12`, `22.11` for `v22.11.0`."""
     match = SERIES.match(version or "")
     return match[1] if match else version
 

@@ -1,4 +1,4 @@
-"""What the report says to people, worked out from its JSON; the text and the page only draw it."""
+"""What the report tells people, derived from its JSON; text.py and page.py only draw it."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,24 +18,25 @@ BASES = {"hosts": "deployed hosts", "addresses": "addresses", "projects": "CLI p
 ONE_AN_EVENT = {"core": "versions", "cli": "commands"}  # lists in which each event counts once
 TURNOVER = ("stayed", "new", "gone")
 UNKNOWN = "–"
-LEAST_BASE = 100  # of a percentage of change: below it, one more is too many percent
+MIN_PERCENT_BASE = 100  # from a smaller base, a change in percent would mislead
 MAX_SERIES, MAX_NEWEST = 6, 3
-COMMON = 100  # one of so many hosts, in some week
-MAX_GAPS = 3  # that are named
+NAMED_FROM = 100  # a series is named if at least one in 100 hosts had it in some week
+MAX_GAPS = 3  # more are counted, not named
 NUMERIC_SERIES = re.compile(r"(\d{1,9})(?:\.(\d{1,9}))?", re.ASCII)
 
 # What the numbers are not.
 NOTES = {
-    "active": "Only those who send are counted. A host is no customer, an address no person, and a"
-    " build machine is an address like any other. A change is no growth where the senders changed:"
-    " a release that first sends projectId adds projects that were there before.",
-    "turnover": "Gone: active in the 28 days before, not in these; it may still be installed."
-    " New: active in these, not in the 28 before; it may have been active earlier.",
+    "active": "Only what sends events is counted. A host is not a customer, and an address is not"
+    " a person; build machines have addresses, too. A change may come from the clients: a release"
+    " that first sends projectId adds projects that existed before.",
+    "turnover": "New: active in these 28 days but not in the 28 before; it may have been active"
+    " earlier. Gone: active only in the 28 before; it may still be installed.",
     "adoption": "Each host counts once a week, with the version it was last seen with."
     " A version is what a client claims.",
-    "core": "Hosts count with what they were last seen with, addresses with every browser and"
-    " system that they came with.",
-    "cli": "Projects count with what they were last seen with, and with every command they ran.",
+    "other": '"Other" are versions without a number, and those of less than 1%.',
+    "core": "A host counts with what it was last seen with, an address with every browser and"
+    " system it was seen with.",
+    "cli": "A project counts with what it was last seen with, and with every command it ran.",
 }
 
 
@@ -51,7 +52,7 @@ Levels = list[float | Gap]  # from 0 to 1
 
 
 class Active(NamedTuple):
-    """A unit of a source: its windows by their days, and its number in each week."""
+    """One unit of a source: its windows, keyed by their days, and its number in each week."""
 
     source: str
     unit: str
@@ -67,12 +68,12 @@ class Active(NamedTuple):
 
 
 class Series(NamedTuple):
-    """A series of versions, or several that are joined: hosts in each week, and of how many."""
+    """A series of versions, or several joined: its hosts and all hosts, in each week."""
 
     name: str
     hosts: Weekly
     of: Weekly
-    or_newer: int | Gap | None  # hosts in the newest week; None of those that are joined
+    or_newer: int | Gap | None  # hosts in the newest week; None for joined series
 
     @property
     def levels(self) -> Levels:
@@ -81,7 +82,7 @@ class Series(NamedTuple):
 
 class Row(NamedTuple):
     label: str
-    units: int  # or events, as its list counts
+    units: int  # or events, if the list counts events
     versions: list["Row"]
 
 
@@ -91,13 +92,13 @@ class Listing(NamedTuple):
     source: str
     name: str
     title: str
-    of: str  # what is counted: the unit, or events where `why_events` says why
+    of: str  # what is counted: the unit, or events, for the reason in `why_events`
     why_events: str
     base: int
     rows: list[Row]
 
 
-# Numbers in words
+# Numbers as text
 
 
 def number(count: int | Gap | None) -> str:
@@ -119,7 +120,7 @@ def level(part: int | Gap, whole: int | Gap) -> float | Gap:
 
 
 def share(part: int | Gap, whole: int | Gap) -> str:
-    """Return the percentage; what is not quite none or all is not rounded to it."""
+    """Return the percentage; never 0% for some, nor 100% for almost all."""
     if isinstance(part, Gap) or isinstance(whole, Gap) or not whole:
         return UNKNOWN
     percent = round(100 * part / whole)
@@ -138,9 +139,9 @@ def change(window: Window) -> str:
 
 
 def percent_change(window: Window) -> str:
-    """Return the change in percent; nothing where the base is too small for it."""
+    """Return the change in percent, or "" if the base is too small."""
     now, before = window["now"], window["before"]
-    if now is None or before is None or before < LEAST_BASE or now == before:
+    if now is None or before is None or before < MIN_PERCENT_BASE or now == before:
         return ""
     percent = round(100 * (now - before) / before)
     if percent == 0:
@@ -149,7 +150,7 @@ def percent_change(window: Window) -> str:
 
 
 def readable(value: str | None) -> str:
-    """Return a value as it stands in the files: printable ASCII, safe on a terminal."""
+    """Return a value escaped as in the files: printable ASCII, safe on a terminal."""
     return "unknown" if value is None else encode(value)[1:-1]
 
 
@@ -158,7 +159,7 @@ def has_turnover(report: Report) -> bool:
 
 
 def turnover(window: Window) -> list[str]:
-    """Return who stayed, is new and is gone; one mark where none of them is known."""
+    """Return the numbers of stayed, new and gone; a single dash if all are unknown."""
     counts = [number(window[name]) for name in TURNOVER]
     return counts if set(counts) != {UNKNOWN} else [UNKNOWN]
 
@@ -172,7 +173,7 @@ def length(report: Report) -> str:
 
 
 def missing(report: Report) -> str:
-    """Name the days without a file, or count them where they are scattered."""
+    """Name the runs of days without a file, or count the days if there are many runs."""
     gaps = list(runs(map(date.fromisoformat, report["missing_days"])))
     if len(gaps) > MAX_GAPS:
         return plural(len(report["missing_days"]), "day")
@@ -180,7 +181,7 @@ def missing(report: Report) -> str:
 
 
 def runs(days: Iterable[date]) -> Iterator[tuple[date, date]]:
-    """Yield first and last of the days that follow each other."""
+    """Yield the first and the last day of each run of consecutive days."""
     run: list[date] = []
     for day in days:
         if run and day - run[-1] > timedelta(days=1):
@@ -192,7 +193,7 @@ def runs(days: Iterable[date]) -> Iterator[tuple[date, date]]:
 
 
 def sources(report: Report) -> list[str]:
-    """Return the sources that there is something to say of."""
+    """Return the sources that sent anything."""
     return [source for source in SOURCES if report["events"][source] or has_active(report, source)]
 
 
@@ -206,7 +207,7 @@ def has_active(report: Report, source: str) -> bool:
 
 
 def events(report: Report) -> str:
-    """Say how many events were counted; nothing where there are none."""
+    """Say how many events were counted; "" if none."""
     counts = [
         f"{plural(report['events'][source], 'event')} of {FROM[source]}"
         for source in sources(report)
@@ -215,7 +216,7 @@ def events(report: Report) -> str:
 
 
 def nothing(report: Report) -> str:
-    """Say that there is nothing to count."""
+    """Say why the report is empty."""
     period = f"from {report['since']} to {report['until']}"
     if len(report["missing_days"]) == len(report["days"]):
         return f"Nothing to report: there is no events file {period}."
@@ -245,7 +246,7 @@ def weekly(report: Report, source: str, unit: str) -> Weekly:
 
 
 def count_or_gap(figures: dict[str, int | None], unit: str) -> int | Gap:
-    """Return a number of a day or a week."""
+    """Return a figure of a day or a week, or why it has none."""
     count = figures[unit]
     if count is None:
         return Gap.NO_FILE if figures["events"] is None else Gap.UNKNOWN
@@ -253,7 +254,7 @@ def count_or_gap(figures: dict[str, int | None], unit: str) -> int | Gap:
 
 
 def reasons(report: Report) -> list[str]:
-    """Say why numbers of those who are active are unknown."""
+    """Say why figures in the table of active units are unknown."""
     said = []
     days = next((days for days in (7, 28) if has_no_before(report, days)), None)
     if days:
@@ -281,11 +282,11 @@ def is_hashed(report: Report, row: Active) -> bool:
 
 
 def adoption(report: Report) -> list[Series]:
-    """Return the newest series of versions, newest first; then those that are joined."""
+    """Return the newest series of versions, newest first; then `older` and `other`, joined."""
     weeks = report["adoption"]
     names = {name for week in weeks for name in week["versions"]}
     numeric = sorted(filter(NUMERIC_SERIES.fullmatch, names), key=series_key, reverse=True)
-    # Anybody can claim a version: what hardly any host has gets no name of its own.
+    # Anybody can claim any version, so a series that hardly any host has is not named.
     shown = [name for name in numeric if is_common(weeks, name)][:MAX_SERIES]
     older = numeric[numeric.index(shown[-1]) + 1 :] if shown else numeric
     joined = [
@@ -299,7 +300,7 @@ def adoption(report: Report) -> list[Series]:
 
 
 def is_common(weeks: list[Any], name: str) -> bool:
-    return any(COMMON * hosts_with(week, [name]) >= (week["hosts"] or 1) for week in weeks)
+    return any(NAMED_FROM * hosts_with(week, [name]) >= (week["hosts"] or 1) for week in weeks)
 
 
 def own_series(weeks: list[Any], name: str, numeric: list[str]) -> Series:
@@ -335,23 +336,22 @@ def newest_week(report: Report) -> str:
 
 
 def or_newer(shown: list[Series]) -> str:
-    """Say how many hosts have the newest series; nothing where no host has sent."""
+    """Say what share of the hosts is on the newest series; "" if no host sent."""
     own = [one for one in shown if one.or_newer][:MAX_NEWEST]
-    parts = [f"{share(one.or_newer or 0, one.of[-1])} {one.name} or newer" for one in own]
-    return f"They claim: {', '.join(parts)}." if parts else ""
+    parts = [f"{share(one.or_newer or 0, one.of[-1])} on {one.name} or newer" for one in own]
+    return f"{', '.join(parts)}." if parts else ""
 
 
 def about_adoption(shown: list[Series]) -> str:
     is_joined = any(one.name == "other" for one in shown)
-    other = ' What has no number, or less than 1%, is in "other".' if is_joined else ""
-    return f"{NOTES['adoption']}{other}"
+    return NOTES["adoption"] + (f" {NOTES['other']}" if is_joined else "")
 
 
 # Lists
 
 
 def listings(report: Report, source: str) -> list[Listing]:
-    """Return the source's lists that hold anything."""
+    """Return the source's lists that are not empty."""
     return [
         listing(report, one) for one in LISTS if one.source == source and report[source][one.name]
     ]
@@ -369,7 +369,7 @@ def listing(report: Report, one: List) -> Listing:
 
 
 def ranked(rows: list[dict[str, Any]], unit: str) -> list[Row]:
-    """Return the rows, most of the unit first, equal ones as they stand."""
+    """Return the rows, the most frequent first; rows that are equal keep their order."""
     return [
         Row(
             readable(row["name"] if "name" in row else row["value"]),
@@ -381,7 +381,7 @@ def ranked(rows: list[dict[str, Any]], unit: str) -> list[Row]:
 
 
 def resources(report: Report) -> str:
-    """Say how many resources the deployed hosts have; nothing where that is not known."""
+    """Say how many resources the deployed hosts have; "" if that is unknown."""
     count = report["core"]["resource_count"]
     if count["max"] is None:
         return ""

@@ -9,12 +9,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from report import outline
 from report.outline import Active, Gap, Report, Series
 
-TOP, MOST_ROWS = 10, 100  # rows of a list: shown at once, and with those that are folded
+TOP, MAX_ROWS = 10, 100  # rows of a list: shown at first, and after unfolding
 TOP_VERSIONS = 4
 SHADES = 6
-MOST_CHARACTERS, SHORT_CHARACTERS = 60, 12  # of a value
-LEAST_BAR = 2.0  # percent: what is not nothing can be seen
-LABEL_GAP = 8.0  # percent of the chart's height that a label takes
+MAX_CHARACTERS, SHORT_CHARACTERS = 60, 12  # of a value
+MIN_BAR = 2.0  # percent, so that a small number is still visible
+LABEL_GAP = 8.0  # percent of the chart's height, enough for a line of text
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
@@ -26,7 +26,7 @@ TEMPLATES = Environment(
 
 
 class Bar(NamedTuple):
-    """A rectangle of a drawing, its place in percent; `kind` is its class."""
+    """A rectangle in an SVG drawing, in percent of it; `kind` is its CSS class."""
 
     x: float
     y: float
@@ -61,7 +61,7 @@ def draw_page(report: Report) -> str:
         short=SHORT_CHARACTERS,
         signed=signed,
         top=TOP,
-        most_rows=MOST_ROWS,
+        most_rows=MAX_ROWS,
         top_versions=TOP_VERSIONS,
     )
 
@@ -77,21 +77,21 @@ def places(report: Report) -> list[tuple[float, float, str]]:
 
 
 def week_bars(report: Report, row: Active) -> list[Bar]:
-    """Draw a bar for each week; nothing, no file and unknown look different."""
+    """Draw a bar for each week; zero, a missing file and an unknown number look different."""
     bars = []
     for (x, width, week), count, level in zip(places(report), row.weeks, row.levels, strict=True):
         if isinstance(level, Gap):
             y, height = (0.0, 100.0) if level is Gap.NO_FILE else (45.0, 10.0)
             bars.append(Bar(x, y, width, height, level.name.lower(), f"{week}: {level.value}"))
         else:
-            height = max(100 * level, LEAST_BAR)
+            height = max(100 * level, MIN_BAR)
             title = f"{week}: {outline.number(count)}"
             bars.append(Bar(x, 100 - height, width, height, "count" if level else "zero", title))
     return bars
 
 
 def turnover_bars(row: Active) -> list[Bar]:
-    """Draw who stayed, is new and is gone as parts of all of them."""
+    """Draw stayed, new and gone as parts of their sum."""
     counts = [row.windows["28"][name] or 0 for name in outline.TURNOVER]
     ends = [100 * outline.fraction(end, sum(counts)) for end in accumulate(counts, initial=0)]
     return [
@@ -101,7 +101,7 @@ def turnover_bars(row: Active) -> list[Bar]:
 
 
 def adoption_columns(report: Report, series: list[Series]) -> list[Bar]:
-    """Draw each week's hosts, the newest series on top."""
+    """Draw the share of each series in each week, the newest at the top."""
     bars = []
     for at, (x, width, week) in enumerate(places(report)):
         bottom = 0.0
@@ -119,14 +119,14 @@ def adoption_columns(report: Report, series: list[Series]) -> list[Bar]:
 
 
 def kinds(series: list[Series]) -> list[str]:
-    """Return the class of each series: shades from dark to light, but for the joined ones."""
+    """Return the CSS class of each series: shades from dark to light, or its own if joined."""
     own = sum(one.or_newer is not None for one in series)
     shades = [f"shade-{at * (SHADES - 1) // max(own - 1, 1)}" for at in range(own)]
     return [*shades, *(one.name for one in series[own:])]
 
 
 def adoption_labels(series: list[Series]) -> list[Label]:
-    """Put each label beside its part of the newest week, or as near as the others let it."""
+    """Place each label beside its part of the newest week, without overlaps."""
     ends = [*accumulate((shown_level(one) for one in series), initial=0.0)]
     middles = [50 * (start + end) for start, end in pairwise(ends)]
     return [
@@ -141,7 +141,7 @@ def shown_level(series: Series) -> float:
 
 
 def spread(middles: list[float]) -> list[float]:
-    """Move middles, which ascend, as little as it takes to be LABEL_GAP apart and inside."""
+    """Move ascending middles until they are LABEL_GAP apart and inside the chart."""
     moved: list[float] = []
     for middle in middles:
         least = moved[-1] + LABEL_GAP if moved else LABEL_GAP / 2
@@ -153,10 +153,10 @@ def spread(middles: list[float]) -> list[float]:
     return moved
 
 
-def cut(text: str, length: int = MOST_CHARACTERS) -> str:
+def cut(text: str, length: int = MAX_CHARACTERS) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def signed(text: str) -> str:
-    """Return a change with a minus as wide as a plus."""
+    """Return a change with a minus sign as wide as a plus."""
     return text.replace("-", "−")

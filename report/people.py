@@ -1,4 +1,4 @@
-"""The report for people: as text for a terminal, and as a page."""
+"""The report for people: text for a terminal, and an HTML page."""
 
 from report.page import draw_page
 from report.text import draw_text

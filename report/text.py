@@ -42,15 +42,15 @@ from report.outline import (
     sources,
 )
 
-LEAST_WIDTH, MOST_WIDTH = 80, 120
+MIN_WIDTH, MAX_WIDTH = 80, 120
 SPACE = "  "  # between columns
-LEAST_SPARKLINE, MOST_TURNOVER = 9, 24
+MIN_SPARKLINE, MAX_TURNOVER = 9, 24
 TOP = 10  # of each list
 TOP_REFUSALS = 5
 VERSION_COLUMNS = 12
 SHORT = {"core": "Apps", "cli": "CLI"}
 
-# Draws what stands behind the heading and behind each row of a table, in the room that is left.
+# Draws the last column of a table, its heading first, in as many columns as are left.
 Draw = Callable[[int], list[str]]
 
 heading = partial(click.style, bold=True)
@@ -62,10 +62,10 @@ def mark(drawn: str) -> str:
 
 
 class Marks(NamedTuple):
-    """What bars and sparklines are made of."""
+    """The characters that bars and sparklines consist of."""
 
     levels: str
-    parts: str  # of one column of a bar
+    parts: str  # fill one column of a bar step by step
     turnover: str  # stayed, new, gone
     zero: str
     no_file: str
@@ -78,9 +78,9 @@ ASCII = Marks(":;=+*#%@", "#", "#+-", ".", "x", "-", "...")
 
 
 def draw_text(report: Report, width: int, encoding: str) -> str:
-    """Draw the report for a terminal of so many columns, with what its encoding has."""
+    """Draw the report for a terminal of that width, with characters that its encoding has."""
     marks = BLOCKS if can_encode("".join(BLOCKS), encoding) else ASCII
-    drawing = Drawing(report, min(max(width, LEAST_WIDTH), MOST_WIDTH), marks)
+    drawing = Drawing(report, min(max(width, MIN_WIDTH), MAX_WIDTH), marks)
     text = "\n".join(line.rstrip() for line in drawing.lines())
     return text.rstrip("\n").replace(UNKNOWN, marks.unknown)
 
@@ -100,8 +100,8 @@ class Drawing:
         self.report = report
         self.width = width
         self.marks = marks
-        self.name_columns = 22 + (width - LEAST_WIDTH) // 4
-        self.bar_columns = 14 + (width - LEAST_WIDTH) // 5
+        self.name_columns = 22 + (width - MIN_WIDTH) // 4
+        self.bar_columns = 14 + (width - MIN_WIDTH) // 5
 
     def lines(self) -> Iterator[str]:
         yield from self.period()
@@ -147,7 +147,7 @@ class Drawing:
             yield from self.notes(NOTES["turnover"])
 
     def turnover_bars(self, rows: list[Active], room: int) -> list[str]:
-        columns = min(room, MOST_TURNOVER)
+        columns = min(room, MAX_TURNOVER)
         return ["", *(self.turnover_bar(row, columns) for row in rows)]
 
     def turnover_bar(self, row: Active, columns: int) -> str:
@@ -206,7 +206,7 @@ class Drawing:
         return text
 
     def files(self) -> Iterator[str]:
-        """Say what was counted, what was refused, and what could not be read."""
+        """Say how much was counted, refused and unreadable."""
         yield from textwrap.wrap(events(self.report), self.width)
         refused = self.report["refused"]
         if refused:
@@ -223,7 +223,7 @@ class Drawing:
     # Parts
 
     def table(self, rows: list[list[str]], draw: Draw) -> Iterator[str]:
-        """Align the rows under the first one, their heading."""
+        """Align the rows under their heading, which is the first row."""
         columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
         room = self.width - sum(columns) - len(SPACE) * len(columns)
         for at, (row, drawn) in enumerate(zip(rows, draw(room), strict=True)):
@@ -233,9 +233,9 @@ class Drawing:
 
     def sparklines(self, title: str, rows: list[Levels], room: int) -> list[str]:
         weeks = len(rows[0])
-        if not weeks or room < LEAST_SPARKLINE:
+        if not weeks or room < MIN_SPARKLINE:
             return [""] * (len(rows) + 1)
-        # Where not all of them have room: each n-th, counted from the newest.
+        # If there is no room for all weeks: each n-th, counted from the newest.
         step = math.ceil(weeks / room)
         title = f"one week of {step}" if step > 1 else title
         return [title[:room], *(self.sparkline(levels[::-1][::step][::-1]) for levels in rows)]
@@ -246,7 +246,7 @@ class Drawing:
     def spark(self, level: float | Gap) -> str:
         if isinstance(level, Gap):
             return self.marks.no_file if level is Gap.NO_FILE else self.marks.unknown
-        # Nothing at all must not look like little.
+        # Zero must not look like a small number.
         return self.marks.levels[math.ceil(level * 8) - 1] if level else self.marks.zero
 
     def legend(self, rows: list[Levels]) -> str:
@@ -258,7 +258,7 @@ class Drawing:
         return f"Each week: {', '.join(said)}." if said else ""
 
     def bar(self, filled: float) -> str:
-        """Draw a bar in parts of a column; what is not nothing has at least one of them."""
+        """Draw a bar in eighths of a column; a value above 0 gets at least one."""
         parts = self.marks.parts
         size = max(round(filled * self.bar_columns * len(parts)), filled > 0)
         whole, rest = divmod(size, len(parts))

@@ -1,15 +1,20 @@
-"""The README's examples are run, and its settings held against the code."""
+"""The examples of README.md and docs/ are run; settings and links are held against the code."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from server import Server
+from server import ROOT, Server
 from settings import NAMES
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROTOCOL = (ROOT / "docs/protocol.md").read_text(encoding="utf-8")
+REPORT = (ROOT / "docs/report.md").read_text(encoding="utf-8")
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "bench/README.md"]
 VARIES = [
     (r'"id":"[0-9a-f-]{36}"', '"id":"…"'),
     (r'"received_at":"[^"]+"', '"received_at":"…"'),
@@ -18,10 +23,10 @@ VARIES = [
 ]
 
 
-def examples() -> list[tuple[str, str]]:
-    """Each `$ command` of the README with the output that is shown below it."""
-    found = re.findall(r"^    \$ (.+)\n((?:    [^$\n].*\n)*)", README, re.MULTILINE)
-    return [(command, output.replace("\n    ", "\n").strip()) for command, output in found]
+def examples(page: str) -> list[tuple[str, str]]:
+    """Return each `$ command` of a page with the output that is shown below it."""
+    found = re.findall(r"^    \$ (.+)\n((?:    (?!\$ ).*\n|\n(?=    ))*)", page, re.MULTILINE)
+    return [(command, re.sub("^    ", "", output, flags=re.M)) for command, output in found]
 
 
 def without_what_varies(text: str) -> str:
@@ -30,17 +35,38 @@ def without_what_varies(text: str) -> str:
     return text
 
 
-def test_every_example_prints_what_the_readme_shows(server: Server) -> None:
-    for command, expected in examples():
+@pytest.mark.parametrize(("page", "count"), [(README, 4), (PROTOCOL, 2)])
+def test_every_example_prints_what_is_shown(server: Server, page: str, count: int) -> None:
+    assert len(examples(page)) == count
+    for command, expected in examples(page):
         here = command.replace("localhost:8000", f"localhost:{server.port}")
         here = here.replace("data/", f"{server.data_dir}/")
         ran = subprocess.run(["bash", "-c", here], capture_output=True, text=True, check=True)
 
-        assert without_what_varies(ran.stdout.strip()) == without_what_varies(expected), command
+        assert without_what_varies(ran.stdout.strip()) == without_what_varies(expected.strip())
 
 
-def test_there_are_examples() -> None:
-    assert len(examples()) >= 6
+@pytest.mark.slow
+def test_the_example_of_the_report_is_its_real_output(tmp_path: Path) -> None:
+    ((report, expected),) = examples(REPORT)
+    (world,) = re.findall(r"`(.venv/bin/python bench/world.py [^`]+)`", REPORT)
+    ran = run_here(f"{' '.join(world.split())} && {report}", tmp_path)
+
+    assert ran.rstrip() == expected.rstrip()
+    active = expected[: expected.index("Only what")]
+    assert active in re.sub("^    ", "", README, flags=re.M)
+
+
+def run_here(command: str, directory: Path) -> str:
+    """Run a documented command with this Python, on a directory of the test's own."""
+    command = re.sub(r"\.venv/bin/python\b", sys.executable, command)
+    command = command.replace(".venv/bin/flask", f"{sys.executable} -m flask")
+    command = re.sub(r"\bworld (?=--)", f"{directory}/world ", command)
+    environ = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    ran = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
+    )
+    return ran.stdout
 
 
 @pytest.mark.parametrize("setting", [*NAMES, "PORT", "WEB_CONCURRENCY", "GUNICORN_CMD_ARGS"])
@@ -50,3 +76,25 @@ def test_every_setting_is_in_the_readme_with_its_default(setting: str) -> None:
     assert row, f"{setting} has no row"
     if setting in NAMES:
         assert row[1].strip() == (NAMES[setting].metadata["default"] or "empty")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    names = set(re.findall(r"\b(test_\w+)", page.read_text(encoding="utf-8")))
+
+    assert {name for name in names if not (ROOT / f"tests/{name}.py").exists()} == set()
+
+
+def test_every_promise_names_its_test() -> None:
+    promises = README.partition("## What is promised\n")[2].partition("\n**")[0]
+    rows = re.findall(r"^\| (?!promise|--)(.+) \|$", promises, re.MULTILINE)
+
+    assert len(rows) >= 8
+    assert [row for row in rows if "`test_" not in row] == []

@@ -1,4 +1,4 @@
-"""The README's recipes, run on plain and compressed files: they find what `flask report` finds."""
+"""The recipes of docs/files.md find what is in the files, plain and compressed."""
 
 import gzip
 import json
@@ -19,13 +19,13 @@ from server import ROOT, program
 
 pytestmark = pytest.mark.slow
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-RECIPES = README.partition("## Recipes\n")[2].partition("\n## ")[0]
+PAGE = (ROOT / "docs/files.md").read_text(encoding="utf-8")
+RECIPES = PAGE.partition("## Recipes\n")[2].partition("\n## ")[0]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", RECIPES, re.MULTILINE | re.DOTALL)
 SHELL = dict(re.findall(r"^# (.+)\n(.+)", dict(BLOCKS)["sh"], re.MULTILINE))
 BY_DUCKDB, BY_CLICKHOUSE = (text for kind, text in BLOCKS if kind == "sql")
 (BY_PANDAS,) = (text for kind, text in BLOCKS if kind == "python")
-HOST = "h7.example"  # in the place of the README's
+HOST = "h7.example"  # in the place of the documented one
 WEEK = "2026-11-17"  # the recipes' first day of the last week
 Records = list[dict[str, Any]]
 

@@ -756,9 +756,9 @@ def test_people_are_told_what_the_numbers_are_not(
     report = words(html.unescape(click.unstyle(draw(report_of("8 weeks")))))
 
     for told in (
-        "Only those who send are counted.",
-        "A host is no customer, an address no person, and a build machine is an address",
-        "A change is no growth where the senders changed",
+        "Only what sends events is counted.",
+        "A host is not a customer, and an address is not a person; build machines have addresses",
+        "A change may come from the clients",
         "it may still be installed",
         "it may have been active earlier",
         "A version is what a client claims",
@@ -784,7 +784,7 @@ def test_people_are_told_what_the_numbers_are_not(
             "no file of 2026-11-01 to 2026-11-09, 2026-11-19",
             "none of 2026-11-01 to 2026-11-0",
         ),
-        ("8 weeks", 'less than 1%, is in "other".', "They claim: "),
+        ("8 weeks", '"Other" are versions without a number', " or newer, "),
         ("holes", "x is a week without a file", "Hatched: a week without a file."),
     ],
 )
