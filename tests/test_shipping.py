@@ -20,15 +20,15 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
+import clickhouse
 from proxies import free_port, substitute
-from server import PATIENCE_SECONDS, ROOT, Server, package, program, wait_until
+from server import PATIENCE_SECONDS, ROOT, Server, program, wait_until
 
 pytestmark = pytest.mark.slow
 
 CONFIG = (ROOT / "deploy/syslog-ng.conf").read_text(encoding="utf-8")
 # What ClickHouse and a proxy before it say when something is wrong; none may drop a batch.
 STATUSES = [400, 403, 404, 429, 500, 502, 503, 504, 504, 504, 504]
-SQL = (ROOT / "deploy/clickhouse.sql").read_text(encoding="utf-8")
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
 FIRST_DAY = date(2026, 11, 23)
 
@@ -163,41 +163,16 @@ def syslog_ng(tmp_path: Path, data_dir: Path, receiver: Receiver) -> Iterator[Sy
     shipper.kill()
 
 
-def clickhouse(directory: Path, *statements: str) -> list[dict[str, Any]]:
-    """Return the last answer of the embedded ClickHouse, in a process of its own."""
-    package("chdb")
-    script = """if True:
-        import json, sys
-        from chdb.session import Session
-        session = Session(sys.argv[1])
-        for statement in json.load(sys.stdin):
-            answer = session.query(statement, "JSONEachRow")
-        print((answer.bytes() or b"").decode())
-    """
-    ran = subprocess.run(
-        [sys.executable, "-c", script, directory],
-        input=json.dumps(statements),
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
-    return [json.loads(line) for line in ran.stdout.splitlines() if line]
-
-
-def statement(beginning: str) -> str:
-    return re.search(rf"^{beginning}.*?;\n", SQL, re.MULTILINE | re.DOTALL)[0]
-
-
-def read_by_clickhouse(directory: Path, collectors: Path) -> list[dict[str, Any]]:
+def read_by_clickhouse(directory: Path, collectors: Path) -> clickhouse.Rows:
     """Return the table's rows after clickhouse.sql has read the files of collectors, twice."""
-    insert = statement("INSERT INTO").replace("'collectors/", f"'{collectors}/")
-    return clickhouse(directory, statement("CREATE TABLE"), insert, insert, ROWS)
+    table, insert = clickhouse.statement("CREATE TABLE"), clickhouse.insert(collectors)
+    return clickhouse.ask(directory, table, insert, insert, ROWS)[-1]
 
 
 ROWS = "SELECT * FROM events FINAL ORDER BY id"
 
 
-def shipped(directory: Path, receiver: Receiver) -> list[dict[str, Any]]:
+def shipped(directory: Path, receiver: Receiver) -> clickhouse.Rows:
     """Return the table's rows after all that the receiver was sent."""
     inserts = []
     for path, body in receiver.inserts:
@@ -205,7 +180,8 @@ def shipped(directory: Path, receiver: Receiver) -> list[dict[str, Any]]:
         query, _, form = parameters.pop("query").partition(" FORMAT ")
         settings = ", ".join(f"{name} = '{value}'" for name, value in parameters.items())
         inserts.append(f"{query} SETTINGS {settings} FORMAT {form}\n{body.decode()}")
-    return clickhouse(directory, statement("CREATE TABLE"), *inserts, ROWS)
+    table = clickhouse.statement("CREATE TABLE")
+    return clickhouse.ask(directory, table, *inserts, ROWS)[-1]
 
 
 def report_on(data_dir: Path) -> dict[str, Any]:
