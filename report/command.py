@@ -16,8 +16,9 @@ from flask.cli import with_appcontext
 
 from dayfiles import DayFile, Kind
 from report import people
-from report.figures import Count, Period, make_report
-from report.reading import find_files, split, tally_days
+from report.activity import Period
+from report.figures import make_report
+from report.reading import find_files, read_days
 
 DEFAULT_DAYS = 56
 MAX_DAYS = 3660  # ten years; each day is a row of the report
@@ -89,9 +90,7 @@ def read_report(
     files = find_files(directories, problems)
     days_with_file = {file.day for file in files if file.kind is Kind.EVENTS}
     wanted = [file for file in files if is_wanted(file, period)]
-    count = Count(period)
-    for day, tally in tally_days(list(split(wanted, problems)), problems):
-        count.add(day, tally)
+    count = read_days(wanted, period, problems)
     return make_report(count, days_with_file, unfinished=period.until >= today)
 
 

@@ -11,7 +11,7 @@ collector writes, is odd: it is read as JSON and brought into that form, line by
 import ipaddress
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -59,24 +59,20 @@ PARSED = {2: AGENT, 3: PAYLOAD, 5: MACHINE, 6: PROJECT}  # by the index in a row
 
 @dataclass
 class Tally:
-    """What was counted in lines of one day.  Pairs hold the texts of two parts."""
+    """What was counted in the lines of one day; the texts are parts of lines."""
 
+    has_lists: bool = True  # whether the lists cover this day
     addresses: set[bytes] = field(default_factory=set)
     local_addresses: set[bytes] = field(default_factory=set)
-    address_agents: set[tuple[bytes, bytes]] = field(default_factory=set)
+    addresses_of_agent: defaultdict[bytes, set[bytes]] = field(
+        default_factory=lambda: defaultdict(set)
+    )
     agents: Counter[bytes] = field(default_factory=Counter)
     host_payloads: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)
     cli_addresses: set[bytes] = field(default_factory=set)
     cli_payloads: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)
     refusals: Counter[tuple[str | None, ...]] = field(default_factory=Counter)
     unreadable_lines: int = 0
-
-    def add(self, other: "Tally") -> None:
-        for name, value in vars(other).items():
-            if isinstance(value, int):
-                self.unreadable_lines += value
-            else:
-                getattr(self, name).update(value)
 
 
 # Events.
@@ -112,19 +108,24 @@ def odd_lines(chunk: bytes, unusual: set[bytes]) -> Iterator[bytes]:
 
 
 def count_columns(columns: list[tuple[bytes, ...]], tally: Tally) -> None:
+    # Each column has empty texts for the lines of the other source.
     ips, hosts, agents, payloads, cli_ips, machines, projects, _ = columns
     nothing = {b"", NULL}
     tally.addresses |= {*ips} - nothing
-    tally.agents.update(agents)
-    tally.address_agents |= {*zip(ips, agents, strict=True)}
+    local_hosts = set(filter(is_local, {*hosts}))
+    tally.local_addresses |= {
+        ip for ip, host in zip(ips, hosts, strict=True) if host in local_hosts
+    } - nothing
     tally.host_payloads.update(zip(hosts, payloads, strict=True))
-    ips_and_hosts = {*zip(ips, hosts, strict=True)}
-    tally.local_addresses |= {ip for ip, host in ips_and_hosts if is_local(host)} - nothing
     tally.cli_addresses |= {*cli_ips} - nothing
     tally.cli_payloads.update(zip(machines, projects, strict=True))
-    # Each column has empty texts for the lines of the other source.
-    del tally.agents[b""], tally.host_payloads[b"", b""], tally.cli_payloads[b"", b""]
-    tally.address_agents.discard((b"", b""))
+    del tally.host_payloads[b"", b""], tally.cli_payloads[b"", b""]
+    if tally.has_lists:
+        tally.agents.update(agents)
+        for agent, ip in zip(agents, ips, strict=True):
+            tally.addresses_of_agent[agent].add(ip)
+        del tally.agents[b""]
+        tally.addresses_of_agent.pop(b"", None)
 
 
 @lru_cache(MAX_KNOWN)

@@ -1,7 +1,6 @@
-"""Read the daily files of several directories, side by side on all cores.
+"""Read the daily files of several directories, in parallel on all cores.
 
-Large plain files are read in pieces.  What cannot be read is a problem: it is named, and
-everything else is still counted.
+What cannot be read is a problem: it is named, and everything else is still counted.
 """
 
 import contextlib
@@ -14,38 +13,33 @@ import stat
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from datetime import date
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import groupby
-from multiprocessing.pool import IMapIterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 import click
 
 from dayfiles import DayFile, Kind, archived_bytes, compressed_path, day_files
+from report.activity import Count, Period
 from report.counting import Tally, count_events, count_refusals
 
-PIECE_BYTES = 2**24  # of a file, read at once
-READER_POLL_SECONDS = 1
+CHUNK_BYTES = 2**20  # of a file, read at once; what is cut from it fits into a cache
+MIN_BYTES_FOR_PROCESSES = 2**24  # less is read before other processes have started
 WORK_FILE_SUFFIXES = (".claim", ".draft")
 
 
-class Piece(NamedTuple):
-    """The lines of a day's file that begin at `start` or later, and before `end`."""
+class Batch(NamedTuple):
+    """Days that one process counts, each with all its files."""
 
-    file: DayFile
-    start: int
-    end: int
-
-    @property
-    def size_bytes(self) -> int:
-        return self.end - self.start
+    days: list[list[DayFile]]
+    period: Period
 
 
 class Result(NamedTuple):
-    piece: Piece
-    tally: Tally
-    problem: str | None = None  # why not all of it could be read
+    counted: Count
+    problems: list[str]  # which files could not be read completely, and why
 
 
 # Which files.
@@ -82,15 +76,12 @@ def strangers(directory: Path, files: list[DayFile]) -> Iterator[str]:
             yield f"{path}: not read, since this is not the name of a daily file"
 
 
-# Pieces.
-
-
-def split(files: list[DayFile], problems: list[str]) -> Iterator[Piece]:
-    """Cut the files into pieces; leave out an archive whose lines its plain file has, too."""
+def without_repeats(files: list[DayFile], problems: list[str]) -> Iterator[DayFile]:
+    """Leave out each archive whose lines its plain file has, too."""
     for file in files:
         plain = file.path.with_suffix("") if file.is_compressed else None
         if not (plain and plain.exists() and is_repeated(plain, file.path, problems)):
-            yield from pieces_of(file)
+            yield file
 
 
 def is_repeated(plain: Path, archive: Path, problems: list[str]) -> bool:
@@ -108,30 +99,11 @@ def is_repeated(plain: Path, archive: Path, problems: list[str]) -> bool:
     return length is not None
 
 
-def pieces_of(file: DayFile) -> Iterator[Piece]:
-    try:
-        size = file.path.stat().st_size
-    except OSError:
-        size = 0  # who reads it will say why
-    step = size if file.is_compressed else PIECE_BYTES
-    for start in range(0, size, step or 1) or [0]:
-        yield Piece(file, start, min(start + step, size))
-
-
-def read_piece(piece: Piece) -> Result:
-    """Count the lines of a piece, all that can be read."""
-    tally, problem = Tally(), None
-    count = count_events if piece.file.kind is Kind.EVENTS else count_refusals
-    try:
-        for chunk in archived_lines(piece) if piece.file.is_compressed else plain_lines(piece):
-            count(chunk, tally)
-    except (OSError, EOFError, zlib.error) as exc:
-        problem = f"{piece.file.path}: {getattr(exc, 'strerror', None) or exc}"
-    return Result(piece, tally, problem)
+# Lines.
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a regular file: a pipe would have to be waited for.  Raises OSError."""
+    """Open a regular file: reading a pipe would wait for its other end.  Raises OSError."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("not a regular file")
     return path.open("rb")
@@ -147,27 +119,27 @@ def open_plain(path: Path) -> BinaryIO:
         raise
 
 
-def plain_lines(piece: Piece) -> Iterator[bytes]:
-    """Yield the lines; a last line without its newline may still be written, and is none yet."""
-    with open_plain(piece.file.path) as file:
-        if piece.start:
-            file.seek(piece.start - 1)
-            file.readline()
-        chunk = file.read(max(0, piece.end - file.tell()))
-        if chunk and not chunk.endswith(b"\n"):
+def chunks_of(file: DayFile) -> Iterator[bytes]:
+    """Yield all complete lines in chunks.  Raises OSError, EOFError or zlib.error."""
+    return archived_chunks(file.path) if file.is_compressed else plain_chunks(file.path)
+
+
+def plain_chunks(path: Path) -> Iterator[bytes]:
+    # A last line without its newline may still be written, and does not count yet.
+    with open_plain(path) as file:
+        while chunk := file.read(CHUNK_BYTES):
             chunk += file.readline()
-        yield chunk[: chunk.rfind(b"\n") + 1]
+            yield chunk[: chunk.rfind(b"\n") + 1]
 
 
-def archived_lines(piece: Piece) -> Iterator[bytes]:
-    """Yield the lines in chunks, all there are before an error is raised."""
+def archived_chunks(path: Path) -> Iterator[bytes]:
     chunk = bytearray()
     try:
-        with open_file(piece.file.path) as archive, gzip.open(archive) as file:
-            # read1(), since read() loses what it has unpacked when it comes to damage.
-            while block := file.read1(PIECE_BYTES):
+        with open_file(path) as archive, gzip.open(archive) as file:
+            # read1(), because read() loses what it has decompressed when it meets damage.
+            while block := file.read1(CHUNK_BYTES):
                 chunk += block
-                if len(chunk) >= PIECE_BYTES:
+                if len(chunk) >= CHUNK_BYTES:
                     yield take_lines(chunk)
     finally:
         yield take_lines(chunk)
@@ -176,51 +148,81 @@ def archived_lines(piece: Piece) -> Iterator[bytes]:
 
 
 def take_lines(chunk: bytearray) -> bytes:
-    """Return the whole lines, and leave the rest of the chunk."""
+    """Return the complete lines, and leave the rest of the chunk."""
     end = chunk.rfind(b"\n") + 1
     lines = bytes(chunk[:end])
     del chunk[:end]
     return lines
 
 
-# Processes.
+# Days.
 
 
-def read_all(pieces: list[Piece]) -> Iterator[Result]:
-    """Yield the results in the order of the pieces."""
-    if sum(piece.size_bytes for piece in pieces) < PIECE_BYTES:
-        yield from map(read_piece, pieces)  # sooner done than other processes are started
-        return
-    # The processes start with Ctrl-C blocked, for it is meant for this one; and without a search
-    # for cycles: nothing here makes any, and it took a third of the time.
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    with multiprocessing.get_context("fork").Pool(os.cpu_count(), gc.disable) as pool:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        readers = set(multiprocessing.active_children())
-        results = pool.imap(read_piece, pieces)
-        for _ in pieces:
-            while (result := next_result(results)) is None:
-                if set(multiprocessing.active_children()) != readers:
-                    raise click.ClickException("a reading process was killed (out of memory?)")
-            yield result
+def read_days(files: list[DayFile], period: Period, problems: list[str]) -> Count:
+    """Count the files, day by day; add to `problems` what could not be read."""
+    files = list(without_repeats(files, problems))
+    batches = batches_of(files, period)
+    results = read_in_processes(batches) if len(batches) > 1 else map(read_batch, batches)
+    count, hidden = Count(period), not sys.stderr.isatty()
+    with click.progressbar(results, len(batches), file=sys.stderr, hidden=hidden) as progress:
+        for result in progress:
+            count.merge(result.counted)
+            problems += result.problems
+    return count
 
 
-def next_result(results: "IMapIterator[Result]") -> Result | None:
+def batches_of(files: list[DayFile], period: Period) -> list[Batch]:
+    """Divide the files by weeks, or not at all if they are small."""
+    days = [list(same_day) for _, same_day in groupby(files, key=lambda file: file.day)]
+    if sum(map(size_of, files)) < MIN_BYTES_FOR_PROCESSES:
+        return [Batch(days, period)]
+    weeks = groupby(days, key=lambda same_day: period.week_of(same_day[0].day))
+    return [Batch(list(week), period) for _, week in weeks]
+
+
+def size_of(file: DayFile) -> int:
     try:
-        return results.next(READER_POLL_SECONDS)
-    except multiprocessing.TimeoutError:
-        return None
+        return file.path.stat().st_size
+    except OSError:
+        return 0  # reading it will tell why
 
 
-def tally_days(pieces: list[Piece], problems: list[str]) -> Iterator[tuple[date, Tally]]:
-    """Yield each day with its tally, in order; add to `problems` what could not be read."""
-    length = sum(piece.size_bytes for piece in pieces)
-    hidden = not sys.stderr.isatty()
-    with click.progressbar(length=length, file=sys.stderr, hidden=hidden) as progress:
-        for day, results in groupby(read_all(pieces), key=lambda result: result.piece.file.day):
-            tally = Tally()
-            for result in results:
-                tally.add(result.tally)
-                problems += [result.problem] if result.problem else []
-                progress.update(result.piece.size_bytes)
-            yield day, tally
+def read_batch(batch: Batch) -> Result:
+    """Count the files of some days, all that can be read."""
+    count, problems = Count(batch.period), list[str]()
+    for files in batch.days:
+        day = files[0].day
+        tally = Tally(has_lists=day >= batch.period.first_listed)
+        for file in files:
+            try:
+                read_file(file, tally)
+            except (OSError, EOFError, zlib.error) as exc:
+                problems.append(f"{file.path}: {getattr(exc, 'strerror', None) or exc}")
+        count.add(day, tally)
+    return Result(count, problems)
+
+
+def read_file(file: DayFile, tally: Tally) -> None:
+    count_lines = count_events if file.kind is Kind.EVENTS else count_refusals
+    for chunk in chunks_of(file):
+        count_lines(chunk, tally)
+
+
+def read_in_processes(batches: list[Batch]) -> Iterator[Result]:
+    context = multiprocessing.get_context("fork")
+    # They start without the garbage collector's search for cycles: there are none to find, and
+    # it took a third of the time.
+    with ProcessPoolExecutor(os.cpu_count(), context, gc.disable) as executor:
+        try:
+            # Ctrl-C is for this process, so the others start with it blocked.
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            results = executor.map(read_batch, batches)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+            yield from results
+        except BrokenProcessPool as exc:
+            message = "a reading process was killed (out of memory?)"
+            raise click.ClickException(message) from exc
+        except (KeyboardInterrupt, GeneratorExit):
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise

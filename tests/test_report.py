@@ -229,13 +229,13 @@ def test_an_archive_with_other_lines_counts_beside_its_plain_file(
     assert count() == 2
 
 
-@pytest.mark.parametrize("piece_bytes", [2**24, 700])
+@pytest.mark.parametrize("chunk_bytes", [2**24, 700])
 def test_a_file_that_is_compressed_while_the_report_runs_is_read_from_its_archive(
-    count: Callable[..., int], data_dir: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+    count: Callable[..., int], data_dir: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
     plain = data_dir / NAME
     plain.write_bytes(b"".join(map(event, range(9))))
-    monkeypatch.setattr(report.reading, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(report.reading, "CHUNK_BYTES", chunk_bytes)
     open_file = report.reading.open_file
 
     def compress_first(path: Path) -> Any:
@@ -245,9 +245,6 @@ def test_a_file_that_is_compressed_while_the_report_runs_is_read_from_its_archiv
         return open_file(path)
 
     monkeypatch.setattr(report.reading, "open_file", compress_first)
-    monkeypatch.setattr(
-        report.reading, "read_all", lambda pieces: map(report.reading.read_piece, pieces)
-    )
 
     assert count() == 9
 
@@ -255,15 +252,12 @@ def test_a_file_that_is_compressed_while_the_report_runs_is_read_from_its_archiv
 # Lines.
 
 
-@pytest.mark.parametrize("piece_bytes", [*range(400, 420), 1, 2**24])
-def test_a_line_at_the_edge_of_a_piece_counts_once(
-    count: Callable[..., int], data_dir: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+@pytest.mark.parametrize("chunk_bytes", [*range(400, 420), 1, 2**24])
+def test_a_line_at_the_edge_of_a_chunk_counts_once(
+    count: Callable[..., int], data_dir: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
     (data_dir / NAME).write_bytes(b"".join(map(event, range(20))) + event()[:-1])
-    monkeypatch.setattr(report.reading, "PIECE_BYTES", piece_bytes)
-    monkeypatch.setattr(
-        report.reading, "read_all", lambda pieces: map(report.reading.read_piece, pieces)
-    )
+    monkeypatch.setattr(report.reading, "CHUNK_BYTES", chunk_bytes)
 
     assert count() == 20
 

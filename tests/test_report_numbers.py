@@ -592,16 +592,16 @@ def test_every_number_is_that_of_the_naive_count(
         assert first_difference(report, expected) is None, name
 
 
-@pytest.mark.parametrize("piece_bytes", [1, 100, 1000])
+@pytest.mark.parametrize("chunk_bytes", [1, 100, 1000])
 @pytest.mark.parametrize("seed", range(100, 105))
 def test_every_number_is_the_same_however_the_files_are_cut(
     make_app: Callable[..., Flask],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     seed: int,
-    piece_bytes: int,
+    chunk_bytes: int,
 ) -> None:
-    monkeypatch.setattr("report.reading.PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("report.reading.CHUNK_BYTES", chunk_bytes)
     directories = write_folders(tmp_path / "folders", seed)
 
     report = run_report(make_app(), *map(str, directories))

@@ -31,7 +31,7 @@ from report import outline
 from report.lists import LISTS
 from report.outline import UNKNOWN
 from report.page import draw_page, spread
-from report.reading import PIECE_BYTES
+from report.reading import MIN_BYTES_FOR_PROCESSES
 from report.text import draw_text
 from server import PATIENCE_SECONDS, ROOT, children, wait_until
 from test_report_numbers import HASH, TODAY, UNTIL, Days, Record, cli, core, packages, write_days
@@ -1013,11 +1013,11 @@ def slow_report(data_dir: Path) -> Iterator[Callable[[int], subprocess.Popen[byt
         data_dir.mkdir()
         archive = data_dir / f"events-{UNTIL}.jsonl.gz"
         archive.write_bytes(member * 80)
-        plain = data_dir / f"events-{UNTIL - timedelta(days=1)}.jsonl"
+        plain = data_dir / f"events-{UNTIL - timedelta(days=7)}.jsonl"
         plain.write_bytes(line * (plain_bytes // len(line)))
         process = start_report(data_dir, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         processes.append(process)
-        readers = [process.pid] if plain_bytes < PIECE_BYTES else []
+        readers = [process.pid] if plain_bytes < MIN_BYTES_FOR_PROCESSES else []
         wait_until(lambda: any(has_open(pid, archive) for pid in readers or children(process.pid)))
         return process
 
@@ -1037,7 +1037,7 @@ def has_open(pid: int, path: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "plain_bytes", [0, PIECE_BYTES + 1000], ids=["one process", "several processes"]
+    "plain_bytes", [0, MIN_BYTES_FOR_PROCESSES + 1000], ids=["one process", "several processes"]
 )
 def test_ctrl_c_ends_it_with_one_line(
     slow_report: Callable[[int], subprocess.Popen[bytes]], plain_bytes: int
@@ -1054,7 +1054,7 @@ def test_a_reading_process_that_is_killed_ends_it_with_one_line(
     slow_report: Callable[[int], subprocess.Popen[bytes]],
 ) -> None:
     """As the kernel does when memory runs out: what it read would be waited for for ever."""
-    process = slow_report(PIECE_BYTES + 1000)
+    process = slow_report(MIN_BYTES_FOR_PROCESSES + 1000)
     for reader in children(process.pid):
         os.kill(reader, signal.SIGKILL)
     out, err = process.communicate(timeout=PATIENCE_SECONDS)
