@@ -13,7 +13,6 @@ from report.activity import (
     Count,
     Period,
     Seen,
-    hashes_in,
     values_of,
 )
 from report.lists import LISTS, PAYLOAD, PROJECT, UNITS, List, series
@@ -129,7 +128,7 @@ def adoption(count: Count, first: date, last: date, days_with_file: set[date]) -
 def lists_of(count: Count, source: str) -> dict[str, Any]:
     hosts = count.listed_hosts()
     found: dict[str, Any] = {
-        one.name: rows_of(one, members_of(one, count, hosts), count.events[one.part])
+        one.name: rows_of(one, count, members_of(one, count, hosts))
         for one in LISTS
         if one.source == source
     }
@@ -154,23 +153,19 @@ def members_of(one: List, count: Count, hosts: Seen) -> Mapping[bytes, set[bytes
     return members
 
 
-def rows_of(
-    one: List, members: Mapping[bytes, set[bytes]], events: Counter[bytes]
-) -> list[dict[str, Any]]:
+def rows_of(one: List, count: Count, members: Mapping[bytes, set[bytes]]) -> list[dict[str, Any]]:
     """Return a row for each value, with rows for its versions if the list has them."""
     units: defaultdict[Found, set[bytes]] = defaultdict(set)
     times: Counter[Found] = Counter()
-    for part, n in events.items():
+    for part, n in count.events[one.part].items():
         pairs = one.read(values_of(one.part, part))
         for found in {pair[:1] for pair in pairs} | pairs:
             times[found] += n
             units[found] |= members.get(part, set())
 
     def rows(keys: Iterable[Found], name: str) -> list[dict[str, Any]]:
-        made = [
-            {name: key[-1], one.unit: count_members(one, units[key]), "events": times[key]}
-            for key in keys
-        ]
+        known = count.activity[one.source][one.unit].count_known
+        made = [{name: key[-1], one.unit: known(units[key]), "events": times[key]} for key in keys]
         return sorted(made, key=lambda row: rank(row, name, one.unit))
 
     top = rows([key for key in times if len(key) == 1], one.value_key)
@@ -178,11 +173,6 @@ def rows_of(
         versions = [key for key in times if len(key) == 2 and key[0] == row[one.value_key]]
         row["versions"] = rows(versions, "value")
     return top
-
-
-def count_members(one: List, members: set[bytes]) -> int | None:
-    is_hashed = one.unit == "addresses" and hashes_in(members)
-    return None if is_hashed else len(members)
 
 
 def rank(row: dict[str, Any], name: str, unit: str) -> tuple[Any, ...]:
