@@ -133,7 +133,7 @@ def plain_chunks(path: Path) -> Iterator[bytes]:
 
 
 def archived_chunks(path: Path) -> Iterator[bytes]:
-    chunk = bytearray()
+    chunk, problem = bytearray(), None
     try:
         with open_file(path) as archive, gzip.open(archive) as file:
             # read1(), because read() loses what it has decompressed when it meets damage.
@@ -141,8 +141,11 @@ def archived_chunks(path: Path) -> Iterator[bytes]:
                 chunk += block
                 if len(chunk) >= CHUNK_BYTES:
                     yield take_lines(chunk)
-    finally:
-        yield take_lines(chunk)
+    except (OSError, EOFError, zlib.error) as exc:
+        problem = exc
+    yield take_lines(chunk)  # what was read before the damage counts
+    if problem:
+        raise problem
     if chunk:
         raise EOFError("ends within a line")
 
