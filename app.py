@@ -28,7 +28,7 @@ from housekeeping import Housekeeping
 from parsing import Rejected
 from report import report_command
 from responses import RETRY_LATER, Prepared, prepare, problem
-from settings import ADDRESS_MODES, Settings, read_settings
+from settings import ADDRESS_MODES, VERSION, Settings, read_settings
 from storage import Batch, NotStored, Store
 
 MAX_BODY_BYTES = 64 * 1024
@@ -193,7 +193,7 @@ def preflight() -> Response:
 @bp.get("/healthz")
 def healthz() -> Response:
     health = collector().store.health()
-    body = encode(health).encode("ascii")
+    body = encode(health | {"version": VERSION}).encode("ascii")
     return respond(prepare(200 if health["ok"] else 503, body, "application/json"))
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 from parsing import Proxies, parse_network
 
+VERSION = "1.0.0"  # the newest release in CHANGELOG.md
+
 PREFIX = "TELEMETRY_"
 # Kubernetes sets these in every pod where a Service is called "telemetry".
 KUBERNETES_NAME = re.compile(r"TELEMETRY_(PORT(_.*)?|SERVICE_.*)")

@@ -1,0 +1,53 @@
+"""What a contributor and an upgrade rely on: version, changelog, automation, file forms."""
+
+import re
+import subprocess
+
+from flask.testing import FlaskClient
+
+from server import ROOT
+from settings import VERSION
+
+
+def read(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_healthz_shows_the_newest_version_of_the_changelog(client: FlaskClient) -> None:
+    releases = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", read("CHANGELOG.md"), re.M)
+
+    assert client.get("/healthz").json["version"] == VERSION == releases[0]
+    assert f"git checkout v{VERSION}" in read("docs/operations.md")
+
+
+def test_dependabot_watches_every_list_of_packages() -> None:
+    watched = read(".github/dependabot.yml")
+    tracked = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split()
+    names = ("requirements.txt", "package.json", "Dockerfile")
+    files = [ROOT / path for path in tracked if path.endswith(names)]
+
+    assert len(files) == 4
+    for file in files:
+        directory = file.parent.relative_to(ROOT)
+        assert f"/{directory}".removesuffix(".") in re.findall(r"/[a-z]*", watched)
+
+
+def test_the_workflow_runs_the_checks_on_every_supported_python() -> None:
+    workflow = read(".github/workflows/ci.yml")
+    oldest = re.search(r'python_version = "(.+)"', read("pyproject.toml"))[1]
+
+    assert re.search(r"python: \[(.+)\]", workflow)[1].split(", ")[0] == f'"{oldest}"'
+    assert "- run: .ci/run" in workflow
+
+
+def test_every_file_has_the_form_that_editorconfig_asks_for() -> None:
+    tracked = subprocess.check_output(["git", "ls-files", "--eol"], cwd=ROOT, text=True)
+    texts = [line.split("\t")[1] for line in tracked.splitlines() if line.startswith("i/lf")]
+    wrong = [
+        path
+        for path in texts
+        if not (content := read(path)).endswith("\n") or re.search(r"[ \t]+$", content, re.M)
+    ]
+
+    assert len(texts) > 80
+    assert wrong == []
