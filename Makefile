@@ -13,7 +13,7 @@ run: $(VENV)/run ## set up what is missing, then serve on http://127.0.0.1:8000
 
 # More tests at once than there are cores: most of them wait for something.
 test: $(VENV)/dev ## set up what is missing, then run every test
-	$(BIN)/pytest --numprocesses=4 --dist=worksteal
+	$(BIN)/pytest --numprocesses=4 --dist=worksteal --timeout=180
 
 lint: $(VENV)/dev ## check style and types
 	$(BIN)/ruff check .

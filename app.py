@@ -7,6 +7,7 @@ flask forget    erase one person's events
 
 import logging
 import os
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -331,6 +332,7 @@ def collector() -> Collector:
 
 def warm_up(app: Flask) -> None:
     """Import and build now what the first requests need; writes nothing."""
+    random.seed(b"")  # as gunicorn does after the fork; the first time imports, since Python 3.12
     parsing.describe_agent("")
     parsing.parse_hostname("https://\xc3\xa4.example/")
     for method, path in (("GET", "/"), ("GET", "/healthz"), ("GET", "/no-such-route")):

@@ -15,4 +15,4 @@ def fail_payloads(environ: WSGIEnvironment, start_response: StartResponse) -> It
     return works(environ, start_response)
 
 
-app.wsgi_app = fail_payloads
+app.wsgi_app = fail_payloads  # type: ignore[method-assign]

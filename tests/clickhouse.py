@@ -10,9 +10,7 @@ from typing import Any
 from server import ROOT, package
 
 SQL = (ROOT / "deploy/clickhouse.sql").read_text(encoding="utf-8")
-STATEMENTS = [
-    statement for part in re.split(r";\n", SQL) if (statement := re.sub(r"\s*--.*", "", part))
-]
+STATEMENTS = [re.sub(r"\s*--.*", "", part) for part in SQL.split(";\n") if part.strip()]
 
 Rows = list[dict[str, Any]]
 

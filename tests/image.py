@@ -94,10 +94,10 @@ def make_base(base: Path) -> None:
         (base / "usr" / name).mkdir()
     local = base / "usr/local"
     subprocess.run([PYTHON, "-m", "venv", "--without-pip", local], check=True)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--python", local / "bin/python"]
+    pip = [sys.executable, "-m", "pip", "--quiet", "--python", f"{local}/bin/python"]
     subprocess.run([*pip, "install", "pip"], check=True, capture_output=True)
     subprocess.run(
-        [*pip, "download", "--dest", base / "wheels", "--requirement", ROOT / "requirements.txt"],
+        [*pip, "download", "--dest", f"{base}/wheels", "--requirement", f"{ROOT}/requirements.txt"],
         check=True,
         capture_output=True,
     )
@@ -125,6 +125,7 @@ def hold_namespaces() -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+    assert holder.stdout
     with holder.stdout as output:
         said = output.readline()
         if said != "ready\n":

@@ -10,13 +10,14 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from server import PATIENCE_SECONDS, ROOT, Server, children, give_up, program, wait_until
 
 PYTHON = "/usr/bin/python3"  # of /usr, which the machine sees
 LINKS_TO_USR = ("bin", "sbin", "lib", "lib64")
-DIRECTORIES = ("dev", "etc/systemd/system", "home", "opt", "proc", "root", "run", "srv", "sys")
-DIRECTORIES += ("tmp", "usr", "var")
+DIRECTORIES = ["dev", "etc/systemd/system", "home", "opt", "proc", "root", "run", "srv", "sys"]
+DIRECTORIES += ["tmp", "usr", "var"]
 FILES = {
     "passwd": "root:x:0:0::/root:/bin/bash\nnobody:x:65534:65534::/:/usr/sbin/nologin\n",
     "group": "root:x:0:\nnogroup:x:65534:\n",
@@ -50,9 +51,9 @@ def install_requirements(project: Path, seen_as: str) -> None:
     """Make its .venv, for programs to which the project's directory is `seen_as`."""
     environment = project / ".venv"
     subprocess.run([PYTHON, "-m", "venv", "--without-pip", environment], check=True)
-    pip = [sys.executable, "-m", "pip", "--python", environment / "bin/python", "install"]
+    pip = [sys.executable, "-m", "pip", "--python", f"{environment}/bin/python", "install"]
     subprocess.run(
-        [*pip, "--quiet", "--requirement", project / "requirements.txt"],
+        [*pip, "--quiet", "--requirement", f"{project}/requirements.txt"],
         check=True,
         capture_output=True,
     )
@@ -105,7 +106,7 @@ class Machine(Server):
         nspawn += [f"--machine={self.cgroup.name}", "--private-network", "--console=read-only"]
         nspawn += ["--register=no", "--keep-unit", "--capability=all", "--system-call-filter=bpf"]
         with self.console.open("wb") as console:
-            self.process = subprocess.Popen(
+            self.process: subprocess.Popen[Any] = subprocess.Popen(
                 # It powers off when this process ends, also by a signal.
                 [*self.cgroup.join, program("setpriv"), "--pdeathsig=TERM", *nspawn],
                 env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},

@@ -283,11 +283,13 @@ def host_of(event: Event) -> str | None:
 
 
 def project_of(event: Event) -> str | None:
-    return event.payload["projectId"]
+    project: str | None = event.payload["projectId"]
+    return project
 
 
 def address_of(event: Event) -> str | None:
-    return event.record["ip"]
+    address: str | None = event.record["ip"]
+    return address
 
 
 def local_address_of(event: Event) -> str | None:
@@ -371,7 +373,7 @@ def adoption(
     versions: Counter[str] = Counter()
     for payload in seen.values():
         if payload["version"] is not None:
-            versions[series(payload["version"])] += 1
+            versions[str(series(payload["version"]))] += 1
     return {
         "since": str(first),
         "until": str(last),

@@ -15,5 +15,5 @@ def start_if_allowed(thread: threading.Thread) -> None:
     start(thread)
 
 
-threading.Thread.start = start_if_allowed  # type: ignore[method-assign]
+threading.Thread.start = start_if_allowed  # type: ignore[method-assign, assignment]
 app = create_app()

@@ -6,6 +6,7 @@ import socket
 import ssl
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from server import PATIENCE_SECONDS, ROOT, Answer, Server, program, read_answer, wait_until
 
@@ -42,7 +43,7 @@ class Front(Server):
         self.certificate, self.key = make_certificate(directory)
         self.tls = ssl.create_default_context(cafile=str(self.certificate))
         with (directory / "output.log").open("wb") as output:
-            self.process = subprocess.Popen(
+            self.process: subprocess.Popen[Any] = subprocess.Popen(
                 self.command(),
                 env={**os.environ, "XDG_DATA_HOME": str(directory), "HOME": str(directory)},
                 stdout=output,

@@ -145,7 +145,7 @@ def write_folders(root: Path, seed: int) -> list[Path]:
         directory.mkdir(parents=True)
         write_directory(directory, first_day, chance)
     if len(directories) == 2:
-        link_files(*directories, chance)
+        link_files(directories[0], directories[1], chance)
     if chance.random() < 0.3:
         link = root / "link"
         link.symlink_to(chance.choice(directories), target_is_directory=True)
@@ -271,7 +271,7 @@ def good_event(chance: Random, ours: Habits, hashed_with: str | None) -> dict[st
     if hashed_with and address:
         text = hashed_with + address
         address = HASH if chance.random() < 0.1 else hashlib.sha256(text.encode()).hexdigest()
-    record = {"id": "1", "received_at": "2026-11-23T04:05:06.123Z"}
+    record: dict[str, Any] = {"id": "1", "received_at": "2026-11-23T04:05:06.123Z"}
     if chance.random() < 0.6:
         hostnames = HOSTNAMES if ours.few > 2 else ["a.com", "localhost", "b.com"]
         record |= {"source": "core", "ip": address}

@@ -16,5 +16,5 @@ def slow_fsync(fd: int) -> None:
     real_fsync(fd)
 
 
-os.fsync = slow_fsync
+os.fsync = slow_fsync  # type: ignore[assignment]
 app = create_app()

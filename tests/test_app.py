@@ -442,10 +442,15 @@ def test_nothing_is_answered_before_the_server_asks_and_the_event_is_stored(
     """What lets a server hand in several events before it waits for the disk."""
     app = make_app()
     begun: list[str] = []
-    bodies = []
+    bodies: list[Any] = []
+
+    def start_response(status: str, headers: Any, exc_info: Any = None) -> Callable[..., Any]:
+        begun.append(status)
+        return bodies.append  # PEP 3333's write(), which nobody calls
+
     for _ in range(3):
         environ = EnvironBuilder(path="/cli", method="POST", data=GOOD_CLI).get_environ()
-        bodies.append(app(environ, lambda status, headers: begun.append(status)))
+        bodies.append(app(environ, start_response))
     assert (begun, stored(data_dir)) == ([], [])
 
     assert b"".join(bodies[0]) == b""

@@ -15,7 +15,7 @@ import time
 import uuid
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
@@ -47,7 +47,9 @@ StartFront = Callable[..., Front]
 
 
 @pytest.fixture
-def behind(serve: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> StartFront:
+def behind(
+    serve: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StartFront]:
     """Start a server, and a proxy before it."""
     fronts: list[Front] = []
 

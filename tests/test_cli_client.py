@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,13 +171,17 @@ STRANGE = {
 }
 
 
+def has_events(server: Server, count: int) -> bool:
+    return len(server.events()) == count
+
+
 def test_a_strange_package_json_does_not_lose_the_event(
     start_tool: Tool, server: Server, project: Path
 ) -> None:
     for count, (content, packages) in enumerate(STRANGE.items(), start=1):
         (project / "package.json").write_text(content)
         finish(start_tool(url=url(server), command="dev", packages="p-"))
-        wait_until(lambda count=count: len(server.events()) == count)
+        wait_until(partial(has_events, server, count))
 
         expected = [package | {"version": None} for package in packages]
         assert server.events()[-1]["payload"]["packages"] == expected
@@ -333,7 +338,7 @@ def test_a_mute_server_delays_a_tool_by_less_than_a_tenth_of_a_second(
 
     The shortest of each counts: a busy machine makes a run longer, never shorter.
     """
-    with_telemetry, without = [], []
+    with_telemetry, without = list[float](), list[float]()
     for _ in range(RUNS):
         for times, options in (
             (without, {}),

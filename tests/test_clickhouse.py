@@ -47,8 +47,8 @@ def core(chance: Random) -> dict[str, Any]:
     browser = chance.choice([("Firefox", "145.0"), ("Firefox", "144"), ("Chrome", "142.0.0.0")])
     system = chance.choice([("Linux", None), ("Windows", "10"), ("Windows", "11"), (None, None)])
     providers = {name: chance.random() < 0.2 for name in PROVIDERS}
-    payload = {"providers": providers, "version": chance.choice(VERSIONS)}
-    payload |= {"resourceCount": chance.choice([0, 1, 9, 10, 1_000_000])}
+    count = chance.choice([0, 1, 9, 10, 1_000_000])
+    payload = {"providers": providers, "version": chance.choice(VERSIONS), "resourceCount": count}
     names = ("browser", "browser_version", "os", "os_version")
     agent = dict(zip(names, chance.choice([browser, (None, None)]) + system, strict=True))
     return {"hostname": chance.choice(HOSTNAMES), **agent, "payload": payload}
@@ -57,7 +57,8 @@ def core(chance: Random) -> dict[str, Any]:
 def cli(chance: Random) -> dict[str, Any]:
     names = chance.choices(PACKAGES, k=chance.randrange(4))  # a package may come twice
     packages = [{"name": name, "version": chance.choice([*VERSIONS, None])} for name in names]
-    payload = {"nodeEnv": chance.choice(["ci", None]), "nodeVersion": chance.choice(NODES)}
+    payload: dict[str, Any] = {"nodeEnv": chance.choice(["ci", None])}
+    payload |= {"nodeVersion": chance.choice(NODES)}
     payload |= {"os": chance.choice(["Linux", "macOS", None]), "osVersion": "1"}
     payload |= {"command": chance.choice(["dev", "build", None]), "packages": packages}
     return {"payload": payload | {"projectFramework": chance.choice(["vite", "nextjs"])}}
@@ -66,7 +67,7 @@ def cli(chance: Random) -> dict[str, Any]:
 def lines(chance: Random, day: date, addresses: list[str | None]) -> Iterator[bytes]:
     for _ in range(chance.randrange(1, 12)):
         source, make = chance.choice([("core", core), ("cli", cli)])
-        record = {
+        record: dict[str, Any] = {
             "id": str(UUID(int=chance.getrandbits(128), version=4)),
             "received_at": f"{day}T{chance.randrange(24):02}:00:00.000Z",
             "source": source,

@@ -19,6 +19,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -208,7 +209,7 @@ def test_a_kill_of_one_worker_loses_nothing_while_the_others_run_on(
             let_a_moment_pass()
             killed = server.workers()[0]
             os.kill(killed, signal.SIGKILL)
-            wait_until(lambda killed=killed: killed not in server.workers())
+            wait_until(partial(has_lost, server, killed))
         load.wait_for(204)
 
     assert set(load.statuses) <= {204, 0}
@@ -236,11 +237,15 @@ def test_a_reload_under_load_loses_nothing_and_hardly_a_client_notices(
             load.wait_for(204)
             old = set(server.workers())
             server.process.send_signal(signal.SIGHUP)
-            wait_until(lambda old=old: has_two_new_workers(server, old))
+            wait_until(partial(has_two_new_workers, server, old))
         load.wait_for(204)
 
     assert_served_throughout(load)
     assert_each_once(load.projects(), stored_projects(server))
+
+
+def has_lost(server: Server, worker: int) -> bool:
+    return worker not in server.workers()
 
 
 def has_two_new_workers(server: Server, old: set[int]) -> bool:

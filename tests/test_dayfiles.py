@@ -71,9 +71,12 @@ def test_the_lock_of_one_process_holds_up_another_that_was_forked_later(data_dir
     child.start()
     held.wait(60)
     done = threading.Event()
-    waiting = threading.Thread(
-        target=lambda: (Appender(data_dir).append(NAME, line(1)), done.set()), daemon=True
-    )
+
+    def append() -> None:
+        Appender(data_dir).append(NAME, line(1))
+        done.set()
+
+    waiting = threading.Thread(target=append, daemon=True)
     waiting.start()
 
     assert not done.wait(0.2)

@@ -6,7 +6,7 @@ import select
 import socket
 import time
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,7 +39,7 @@ def padded(length: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Server:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all: what one row does to it, the next would notice."""
     server = Server(tmp_path_factory.mktemp("hostile") / "data")
     yield server

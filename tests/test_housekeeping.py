@@ -166,7 +166,7 @@ def test_a_draft_that_found_no_room_does_not_take_up_what_there_is(
 def run_and_die(directory: Path, index: int) -> None:
     """Be killed at the call of that index; exit with 0 where there are fewer."""
     disk = FailingOs()
-    dayfiles.os = housekeeping.os = disk  # type: ignore[assignment]
+    dayfiles.os = housekeeping.os = disk  # type: ignore[assignment, attr-defined]
     disk.fault = lambda at, name, arguments: os._exit(9) if at == index else None
     Housekeeping(directory, lambda: NOON, 1, 3).run(TODAY)
 

@@ -38,7 +38,9 @@ def without(payload: dict[str, Any], name: str) -> bytes:
         pytest.param([True] + [False] * 7, ALL_FALSE | {"auth": True}, id="array, in order"),
     ],
 )
-def test_providers_are_stored_as_all_eight_names_in_order(sent: Any, stored: dict) -> None:
+def test_providers_are_stored_as_all_eight_names_in_order(
+    sent: Any, stored: dict[str, bool]
+) -> None:
     providers = parse_core(core(providers=sent))["providers"]
 
     assert list(providers.items()) == list(stored.items())
@@ -147,7 +149,7 @@ def test_optional_text_is_refused_unless_null_or_empty(field: str, value: Any, s
         ({"providers": [True, 0] + [True] * 6}, "providers[1]", "got an integer"),
     ],
 )
-def test_a_core_field_is_refused_by_name(changes: dict, field: str, detail: str) -> None:
+def test_a_core_field_is_refused_by_name(changes: dict[str, Any], field: str, detail: str) -> None:
     with pytest.raises(Rejected, match=detail) as refused:
         parse_core(core(**changes))
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ class Platform(Server):
         self.port = free_port()
         programs = Path(sys.executable).parent
         with output.open("wb") as file:
-            self.process = subprocess.Popen(
+            self.process: subprocess.Popen[Any] = subprocess.Popen(
                 [programs / "honcho", "start"],
                 cwd=ROOT,
                 env={

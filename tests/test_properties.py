@@ -94,7 +94,7 @@ def test_base64_comes_back_as_it_was(raw: bytes) -> None:
 
 
 @given(st.dictionaries(TEXT, TEXT, max_size=20))
-def test_a_line_holds_nothing_that_breaks_it_or_acts_on_a_terminal(record: dict) -> None:
+def test_a_line_holds_nothing_that_breaks_it_or_acts_on_a_terminal(record: dict[str, str]) -> None:
     line = encode(record)
 
     assert all(" " <= character <= "~" for character in line)

@@ -429,7 +429,8 @@ def run_report(app: Flask, *arguments: str) -> dict[str, Any]:
 
 
 def parse(text: str) -> dict[str, Any]:
-    return json.loads(text, object_pairs_hook=each_key_once)
+    report: dict[str, Any] = json.loads(text, object_pairs_hook=each_key_once)
+    return report
 
 
 def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -612,10 +613,10 @@ def test_every_number_is_the_same_however_the_files_are_cut(
 
 def test_the_command_itself_prints_the_same_numbers(tmp_path: Path) -> None:
     directories = write_folders(tmp_path / "folders", 204)
-    command = [FLASK, "report", "--format=json", f"--since={SINCE}", f"--until={UNTIL}"]
+    command = [str(FLASK), "report", "--format=json", f"--since={SINCE}", f"--until={UNTIL}"]
 
     result = subprocess.run(
-        [*command, *directories],
+        [*command, *map(str, directories)],
         cwd=ROOT,
         env=os.environ | {"TELEMETRY_DATA_DIR": str(tmp_path / "data")},
         stdout=subprocess.PIPE,

@@ -187,7 +187,7 @@ def shipped(directory: Path, receiver: Receiver) -> clickhouse.Rows:
 def report_on(data_dir: Path) -> dict[str, Any]:
     period = [f"--since={FIRST_DAY}", f"--until={FIRST_DAY + timedelta(days=9)}"]
     flask = Path(sys.executable).with_name("flask")
-    command = [flask, "report", data_dir, "--format=json", *period]
+    command = [str(flask), "report", str(data_dir), "--format=json", *period]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(ran.stdout)
     return found

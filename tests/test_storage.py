@@ -372,7 +372,7 @@ def test_the_time_to_wait_begins_when_somebody_waits(
 ) -> None:
     """Not when the event is enqueued: until then nothing is written."""
     now = [0.0]
-    monkeypatch.setattr(storage.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("storage.time.monotonic", lambda: now[0])
     batch = store.enqueue(EVENT)
     now[0] = 1000.0
     store.wait(batch)
@@ -482,7 +482,7 @@ def test_health_writes_nothing(disk: FailingOs, store: Store) -> None:
 def test_refusals_are_noted_up_to_a_size(
     store: Store, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    length = len(storage.encode(EVENT)) + 1
+    length = len(dayfiles.encode(EVENT)) + 1
     monkeypatch.setattr(storage, "MAX_REFUSED_BYTES", 3 * length)
     for _ in range(5):
         store.record_refusal(EVENT)

@@ -3,6 +3,7 @@
 import json
 import re
 from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -55,7 +56,7 @@ def url_safe(raw: bytes) -> str:
     return urlsafe_b64encode(raw).decode()
 
 
-VARIANTS = {
+VARIANTS: dict[str, Callable[[bytes], str]] = {
     "standard, unescaped": standard,
     "standard, percent-escaped": lambda raw: quote(standard(raw), safe=""),
     "standard, no padding": lambda raw: standard(raw).rstrip("="),

@@ -194,8 +194,7 @@ def test_a_full_worker_gives_up_who_has_waited_longest(serve: Callable[..., Serv
 
     assert statuses(connections[0]) == [503]
     connections[-1].sendall(
-        b"Content-Length: %d\r\n%b: %b\r\n\r\n" % (len(GOOD), *(part.encode() for part in CLOSE))
-        + GOOD
+        f"Content-Length: {len(GOOD)}\r\n{': '.join(CLOSE)}\r\n\r\n".encode() + GOOD
     )
     assert statuses(connections[-1]) == [204]
     for connection in connections:
