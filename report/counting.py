@@ -41,7 +41,7 @@ LINE = re.compile(
 REFUSAL_TIME = re.compile(rb'^\{"received_at":"[0-9T:.Z-]{24}",', re.MULTILINE)
 
 
-class Row(NamedTuple):
+class Parts(NamedTuple):
     """A line's parts as JSON text; those of the other source are empty."""
 
     ip: bytes = b""
@@ -153,7 +153,7 @@ def read_part(keys: tuple[str, ...], text: bytes) -> dict[str, Any] | None:
     return values if part_text(values) == text else None
 
 
-def read_odd(line: bytes) -> Row | None:
+def read_odd(line: bytes) -> Parts | None:
     """Return the parts of a line in any form; None where it cannot be read."""
     try:
         record = parse_json(line)
@@ -165,10 +165,10 @@ def read_odd(line: bytes) -> Row | None:
         if known["source"] == "core":
             hostname = json_text(checked(("hostname",), record)["hostname"])
             agent, sent = part_of(AGENT, record), part_of(PAYLOAD, payload)
-            return Row(ip=ip, hostname=hostname, agent=agent, payload=sent)
+            return Parts(ip=ip, hostname=hostname, agent=agent, payload=sent)
         if known["source"] == "cli":
             machine, project = part_of(MACHINE, payload), part_of(PROJECT, payload)
-            return Row(cli_ip=ip, machine=machine, project=project)
+            return Parts(cli_ip=ip, machine=machine, project=project)
     except (ValueError, RecursionError):
         pass
     return None

@@ -30,7 +30,7 @@ MIN_BYTES_FOR_PROCESSES = 2**24  # less is read before other processes have star
 WORK_FILE_SUFFIXES = (".claim", ".draft")
 
 
-class Batch(NamedTuple):
+class Share(NamedTuple):
     """Days that one process counts, each with all its files."""
 
     days: list[list[DayFile]]
@@ -164,23 +164,23 @@ def take_lines(chunk: bytearray) -> bytes:
 def read_days(files: list[DayFile], period: Period, problems: list[str]) -> Count:
     """Count the files, day by day; add to `problems` what could not be read."""
     files = list(without_repeats(files, problems))
-    batches = batches_of(files, period)
-    results = read_in_processes(batches) if len(batches) > 1 else map(read_batch, batches)
+    shares = shares_of(files, period)
+    results = read_in_processes(shares) if len(shares) > 1 else map(read_share, shares)
     count, hidden = Count(period), not sys.stderr.isatty()
-    with click.progressbar(results, len(batches), file=sys.stderr, hidden=hidden) as progress:
+    with click.progressbar(results, len(shares), file=sys.stderr, hidden=hidden) as progress:
         for result in progress:
             count.merge(result.counted)
             problems += result.problems
     return count
 
 
-def batches_of(files: list[DayFile], period: Period) -> list[Batch]:
+def shares_of(files: list[DayFile], period: Period) -> list[Share]:
     """Divide the files by weeks, or not at all if they are small."""
     days = [list(same_day) for _, same_day in groupby(files, key=lambda file: file.day)]
     if sum(map(size_of, files)) < MIN_BYTES_FOR_PROCESSES:
-        return [Batch(days, period)]
+        return [Share(days, period)]
     weeks = groupby(days, key=lambda same_day: period.week_of(same_day[0].day))
-    return [Batch(list(week), period) for _, week in weeks]
+    return [Share(list(week), period) for _, week in weeks]
 
 
 def size_of(file: DayFile) -> int:
@@ -190,12 +190,12 @@ def size_of(file: DayFile) -> int:
         return 0  # reading it will tell why
 
 
-def read_batch(batch: Batch) -> Result:
+def read_share(share: Share) -> Result:
     """Count the files of some days, all that can be read."""
-    count, problems = Count(batch.period), list[str]()
-    for files in batch.days:
+    count, problems = Count(share.period), list[str]()
+    for files in share.days:
         day = files[0].day
-        tally = Tally(has_lists=day >= batch.period.first_listed)
+        tally = Tally(has_lists=day >= share.period.first_listed)
         for file in files:
             try:
                 read_file(file, tally)
@@ -211,7 +211,7 @@ def read_file(file: DayFile, tally: Tally) -> None:
         count_lines(chunk, tally)
 
 
-def read_in_processes(batches: list[Batch]) -> Iterator[Result]:
+def read_in_processes(shares: list[Share]) -> Iterator[Result]:
     context = multiprocessing.get_context("fork")
     # They start without the garbage collector's search for cycles: there are none to find, and
     # it took a third of the time.
@@ -219,7 +219,7 @@ def read_in_processes(batches: list[Batch]) -> Iterator[Result]:
         try:
             # Ctrl-C is for this process, so the others start with it blocked.
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-            results = executor.map(read_batch, batches)
+            results = executor.map(read_share, shares)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
             yield from results
         except BrokenProcessPool as exc:

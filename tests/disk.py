@@ -39,7 +39,7 @@ SIZES: list[Callable[[list[int]], int]] = [min, max, itemgetter(-1)]
 
 
 @dataclass(eq=False)
-class File:
+class SimulatedFile:
     """What programs read of a file, what is on the disk for sure, and what may be there."""
 
     cached: bytearray = field(default_factory=bytearray)
@@ -97,10 +97,10 @@ class Disk:
             path.unlink()
         for name, content in image.items():
             (directory / name).write_bytes(content)
-        self.names = {name: File(bytearray(b), b, [len(b)]) for name, b in image.items()}
+        self.names = {name: SimulatedFile(bytearray(b), b, [len(b)]) for name, b in image.items()}
         self.synced_names = dict(self.names)
-        self.name_changes: list[dict[str, File | None]] = []
-        self.open_files: dict[int, File] = {}
+        self.name_changes: list[dict[str, SimulatedFile | None]] = []
+        self.open_files: dict[int, SimulatedFile] = {}
         self.before_change: Callable[[], None] = lambda: None
         self.room: int | None = None
         self.failing_syncs: list[bool] = []
@@ -120,7 +120,7 @@ class Disk:
         at_random = [(self.any_block, self.any_size)] * SAMPLES
         looks = [*product(PATTERNS, SIZES), *at_random]
         for kept in range(len(self.name_changes) + 1):
-            names: dict[str, File | None] = dict(self.synced_names)
+            names: dict[str, SimulatedFile | None] = dict(self.synced_names)
             for change in self.name_changes[:kept]:
                 names |= change
             files = {name: file for name, file in names.items() if file}
@@ -146,7 +146,7 @@ class Disk:
         self.before_change()
         fd = os.open(path, flags, mode)
         if path.name not in self.names:
-            self.change_names({path.name: File()})
+            self.change_names({path.name: SimulatedFile()})
         file = self.open_files[fd] = self.names[path.name]
         if flags & os.O_TRUNC:
             file.truncate(0)
@@ -194,6 +194,6 @@ class Disk:
         path.unlink()
         self.change_names({path.name: None})
 
-    def change_names(self, change: dict[str, File | None]) -> None:
+    def change_names(self, change: dict[str, SimulatedFile | None]) -> None:
         self.name_changes.append(change)
         self.names = {name: file for name, file in (self.names | change).items() if file}

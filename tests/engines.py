@@ -13,7 +13,7 @@ from typing import NamedTuple
 from server import PATIENCE_SECONDS, program
 
 
-class Site:
+class PageServer:
     """Serves pages by their path, and notes what is asked for."""
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ class Event(NamedTuple):
     payload: dict[str, Any]
 
 
-class File(NamedTuple):
+class DayContent(NamedTuple):
     day: date
     content: bytes
 
@@ -100,7 +100,7 @@ def naive_report(directories: list[Path], since: date, until: date, today: date)
 # Files and lines
 
 
-def files_of(kind: str, directories: list[Path]) -> list[File]:
+def files_of(kind: str, directories: list[Path]) -> list[DayContent]:
     """Return the files that count; one that is found again, under whatever name, does not."""
     found, seen = [], set()
     for directory in directories:
@@ -119,7 +119,7 @@ def files_of(kind: str, directories: list[Path]) -> list[File]:
                 content = path.read_bytes()
             if identity(path) not in seen:
                 seen.add(identity(path))
-                found.append(File(day, content))
+                found.append(DayContent(day, content))
     return found
 
 

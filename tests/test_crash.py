@@ -50,7 +50,7 @@ EXT4_IOC_SHUTDOWN = 0x8004587D
 EXT4_GOING_FLAGS_NOLOGFLUSH = struct.pack("I", 2)
 
 
-class Disk:
+class Mount:
     """A file system of its own, mounted on `path`."""
 
     def __init__(self, path: Path, *arguments: str) -> None:
@@ -94,9 +94,9 @@ class Disk:
 
 
 @contextlib.contextmanager
-def mounted(path: Path, *arguments: str, image: Path | None = None) -> Iterator[Disk]:
+def mounted(path: Path, *arguments: str, image: Path | None = None) -> Iterator[Mount]:
     """Mount a disk for one test, which is skipped (in CI: fails) where that is not allowed."""
-    disk = Disk(path, *arguments)
+    disk = Mount(path, *arguments)
     try:
         if image:
             subprocess.run(["mkfs.ext4", "-q", image], check=True)
@@ -113,14 +113,14 @@ def mounted(path: Path, *arguments: str, image: Path | None = None) -> Iterator[
 
 
 @pytest.fixture
-def tmpfs(tmp_path: Path) -> Iterator[Disk]:
+def tmpfs(tmp_path: Path) -> Iterator[Mount]:
     """One megabyte, with the data directory on it."""
     with mounted(tmp_path, "-t", "tmpfs", "-o", "size=1m", "none") as disk:
         yield disk
 
 
 @pytest.fixture
-def ext4(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+def ext4(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """A file system that must be synced, with the data directory on it."""
     image = tmp_path_factory.mktemp("image") / "ext4"
     with image.open("wb") as file:
@@ -300,7 +300,7 @@ def send_on_one_connection(server: Server, events: int) -> list[str]:
 
 
 def test_a_full_disk_is_answered_503_until_there_is_room_again(
-    tmpfs: Disk, start: Callable[..., Server]
+    tmpfs: Mount, start: Callable[..., Server]
 ) -> None:
     server = start(workers=2, MIN_FREE_MB="0")
     filler = tmpfs.path / "filler"
@@ -330,7 +330,7 @@ def fill_the_disk(filler: Path) -> None:
 
 
 def test_events_are_refused_before_the_room_that_is_to_stay_free_is_used(
-    tmpfs: Disk, serve: Callable[..., Server]
+    tmpfs: Mount, serve: Callable[..., Server]
 ) -> None:
     server = serve(MIN_FREE_MB="2")
 
@@ -344,7 +344,7 @@ def test_events_are_refused_before_the_room_that_is_to_stay_free_is_used(
 
 
 def test_a_read_only_disk_is_answered_503_until_it_can_be_written_again(
-    tmpfs: Disk, serve: Callable[..., Server]
+    tmpfs: Mount, serve: Callable[..., Server]
 ) -> None:
     server = serve(MIN_FREE_MB="0")
     tmpfs.remount("ro")
@@ -379,7 +379,7 @@ def limit_file_size(server: Server, limit_bytes: int) -> None:
 
 
 def test_a_frozen_disk_delays_no_answer_beyond_three_seconds(
-    ext4: Disk, start: Callable[..., Server]
+    ext4: Mount, start: Callable[..., Server]
 ) -> None:
     """More clients than threads: those that wait in line must be answered in time, too."""
     server = start(workers=2, MIN_FREE_MB="0")
@@ -399,7 +399,7 @@ def test_a_frozen_disk_delays_no_answer_beyond_three_seconds(
 
 
 def test_a_frozen_disk_delays_nobody_of_forty_that_come_at_once(
-    ext4: Disk, start: Callable[..., Server]
+    ext4: Mount, start: Callable[..., Server]
 ) -> None:
     """Nor who comes while the worker's main loop waits with them."""
     server = start(workers=1, MIN_FREE_MB="0")
@@ -465,7 +465,7 @@ def test_a_disk_that_fails_slowly_delays_nobody_of_100_that_come_at_once(
 
 
 def test_a_frozen_disk_with_no_data_directory_yet_delays_no_answer_either(
-    ext4: Disk, serve: Callable[..., Server]
+    ext4: Mount, serve: Callable[..., Server]
 ) -> None:
     server = serve(MIN_FREE_MB="0")
     with ext4.frozen():
@@ -484,7 +484,7 @@ def in_time(send: Callable[[], Answer]) -> Answer:
 
 
 def test_a_power_cut_loses_nothing_that_was_acknowledged(
-    ext4: Disk, start: Callable[..., Server]
+    ext4: Mount, start: Callable[..., Server]
 ) -> None:
     acknowledged: set[str] = set()
     for _ in range(3):
@@ -496,7 +496,7 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(
 
 
 def test_a_power_cut_loses_what_was_not_synced(
-    ext4: Disk,
+    ext4: Mount,
     start: Callable[..., Server],
     data_dir: Path,
     tmp_path_factory: pytest.TempPathFactory,
@@ -512,7 +512,7 @@ def test_a_power_cut_loses_what_was_not_synced(
     assert missing_in_files(data_dir, acknowledged)
 
 
-def acknowledged_until_power_cut(disk: Disk, start: Callable[..., Server]) -> set[str]:
+def acknowledged_until_power_cut(disk: Mount, start: Callable[..., Server]) -> set[str]:
     """Cut the power under load, and come back with the disk as the cut left it.
 
     What is acknowledged during the cut does not count: Linux may report a sync

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engines import ENGINES, Engine, Site, visiting
+from engines import ENGINES, Engine, PageServer, visiting
 from server import CORE, ROOT, Server, wait_until
 
 pytestmark = pytest.mark.slow
@@ -34,8 +34,8 @@ TELL_WHEN_DONE = """
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
-    site = Site()
+def site() -> Iterator[PageServer]:
+    site = PageServer()
     site.pages["/browser.js"] = ((ROOT / "clients/browser.js").read_text(), "text/javascript")
     yield site
     site.close()
@@ -57,7 +57,7 @@ def image_page(server: Server) -> str:
     return f"<!doctype html>{image}<script>{TELL_WHEN_DONE}</script>"
 
 
-def visit(engine: Engine, site: Site, page: str, profile: Path) -> None:
+def visit(engine: Engine, site: PageServer, page: str, profile: Path) -> None:
     site.pages["/page"] = (page, "text/html")
     profile.mkdir(exist_ok=True)
     with visiting(engine, f"{site.origin}/page", profile) as browser:
@@ -68,7 +68,7 @@ def visit(engine: Engine, site: Site, page: str, profile: Path) -> None:
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 @pytest.mark.parametrize("make_page", [sender_page, image_page], ids=["sender", "image"])
 def test_a_page_load_is_one_event(
-    engine: Engine, make_page: Any, site: Site, server: Server, tmp_path: Path
+    engine: Engine, make_page: Any, site: PageServer, server: Server, tmp_path: Path
 ) -> None:
     visit(engine, site, make_page(server), tmp_path / "profile")
     wait_until(server.events)
@@ -83,7 +83,7 @@ def test_a_page_load_is_one_event(
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 def test_an_app_that_offers_an_opt_out_sends_nothing(
-    engine: Engine, site: Site, server: Server, tmp_path: Path
+    engine: Engine, site: PageServer, server: Server, tmp_path: Path
 ) -> None:
     visit(engine, site, sender_page(server, disableTelemetry=True), tmp_path / "profile")
 
@@ -93,7 +93,7 @@ def test_an_app_that_offers_an_opt_out_sends_nothing(
 @pytest.mark.parametrize("preferences", FIREFOX_OPT_OUTS.values(), ids=FIREFOX_OPT_OUTS)
 @pytest.mark.parametrize("make_page", [sender_page, image_page], ids=["sender", "image"])
 def test_an_opt_out_in_the_browser_keeps_every_event_away(
-    preferences: dict[str, bool], make_page: Any, site: Site, server: Server, tmp_path: Path
+    preferences: dict[str, bool], make_page: Any, site: PageServer, server: Server, tmp_path: Path
 ) -> None:
     profile = tmp_path / "profile"
     profile.mkdir()
@@ -105,7 +105,7 @@ def test_an_opt_out_in_the_browser_keeps_every_event_away(
 
 
 def test_two_copies_of_the_module_on_one_page_are_one_event(
-    site: Site, server: Server, tmp_path: Path
+    site: PageServer, server: Server, tmp_path: Path
 ) -> None:
     page = sender_page(server)
     site.pages["/copy.js"] = site.pages["/browser.js"]
@@ -131,7 +131,7 @@ PRERENDER = """<!doctype html>
 
 
 def test_a_prerendered_page_sends_when_it_is_shown_and_not_before(
-    site: Site, server: Server, tmp_path: Path
+    site: PageServer, server: Server, tmp_path: Path
 ) -> None:
     """Without DevTools, under which Chromium does not prerender."""
     site.pages["/page"] = (sender_page(server), "text/html")
@@ -158,7 +158,7 @@ FETCH = """<!doctype html><script type="module">
 
 
 def test_a_pages_own_script_can_read_what_became_of_its_event(
-    site: Site, server: Server, tmp_path: Path
+    site: PageServer, server: Server, tmp_path: Path
 ) -> None:
     """The type needs a preflight, and the header has to be exposed."""
     page = FETCH.replace("URL", f"http://127.0.0.1:{server.port}/cli")

@@ -27,6 +27,7 @@ from flask import Flask
 
 from chromium import Chromium, Tab
 from naive_report import naive_report
+from records import HASH, TODAY, UNTIL, Days, Record, cli, core, packages, write_days
 from report import outline
 from report.lists import LISTS
 from report.outline import UNKNOWN
@@ -34,7 +35,6 @@ from report.page import draw_page, spread
 from report.reading import MIN_BYTES_FOR_PROCESSES
 from report.text import draw_text
 from server import PATIENCE_SECONDS, ROOT, children, wait_until
-from test_report_numbers import HASH, TODAY, UNTIL, Days, Record, cli, core, packages, write_days
 
 Report = dict[str, Any]
 

@@ -33,7 +33,7 @@ OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
 FIRST_DAY = date(2026, 11, 23)
 
 
-class Collector(Server):
+class DatedServer(Server):
     """A server on a day of the test's choice; its clients have few addresses."""
 
     def __init__(self, data_dir: Path, day: date) -> None:
@@ -53,14 +53,14 @@ class Collector(Server):
 
 
 @pytest.fixture
-def collector_on(data_dir: Path) -> Iterator[Callable[[int], Collector]]:
+def collector_on(data_dir: Path) -> Iterator[Callable[[int], DatedServer]]:
     """Go on, on that day of the test, with the files of the days before."""
-    running: list[Collector] = []  # at most the last of them is
+    running: list[DatedServer] = []  # at most the last of them is
 
-    def start(day: int) -> Collector:
+    def start(day: int) -> DatedServer:
         if running:
             assert running[-1].stop() == 0
-        running.append(Collector(data_dir, FIRST_DAY + timedelta(days=day)))
+        running.append(DatedServer(data_dir, FIRST_DAY + timedelta(days=day)))
         return running[-1]
 
     yield start
@@ -194,7 +194,7 @@ def report_on(data_dir: Path) -> dict[str, Any]:
 
 
 def test_syslog_ng_loses_nothing_and_doubles_are_known_by_their_id(
-    collector_on: Callable[[int], Collector],
+    collector_on: Callable[[int], DatedServer],
     receiver: Receiver,
     syslog_ng: SyslogNg,
     data_dir: Path,
@@ -258,7 +258,7 @@ def rsync(data_dir: Path, target: Path) -> int:
 
 
 def test_rsync_loses_nothing_even_if_files_are_compressed_meanwhile(
-    collector_on: Callable[[int], Collector], data_dir: Path, tmp_path: Path
+    collector_on: Callable[[int], DatedServer], data_dir: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "clickhouse"
     (target / "collectors").mkdir(parents=True)
