@@ -108,7 +108,7 @@ def test_a_cli_record_is_these_bytes(client: FlaskClient, data_dir: Path) -> Non
         (None, None, None),
     ],
 )
-def test_the_hostname_is_of_origin_else_of_referer(
+def test_the_hostname_comes_from_origin_else_from_referer(
     client: FlaskClient, data_dir: Path, origin: Any, referer: Any, hostname: Any
 ) -> None:
     sent = {"Origin": origin, "Referer": referer}
@@ -120,7 +120,7 @@ def test_the_hostname_is_of_origin_else_of_referer(
 
 @pytest.mark.parametrize("header", ["Sec-GPC", "DNT"])
 @pytest.mark.parametrize(("method", "path"), DATA_REQUESTS)
-def test_an_opt_out_is_answered_as_taken_and_nothing_is_kept(
+def test_an_opt_out_is_answered_as_accepted_and_nothing_is_stored(
     client: FlaskClient, data_dir: Path, method: str, path: str, header: str
 ) -> None:
     response = send(client, method, path, headers={header: "1"})
@@ -131,7 +131,9 @@ def test_an_opt_out_is_answered_as_taken_and_nothing_is_kept(
 
 
 @pytest.mark.parametrize("headers", [{"Sec-GPC": "0"}, {"DNT": "0"}, {"DNT": "null"}])
-def test_only_a_1_opts_out(client: FlaskClient, data_dir: Path, headers: dict[str, str]) -> None:
+def test_only_the_value_1_opts_out(
+    client: FlaskClient, data_dir: Path, headers: dict[str, str]
+) -> None:
     assert has_headers(send(client, "POST", "/", headers=headers), "stored")
     assert len(stored(data_dir)) == 1
 
@@ -249,7 +251,9 @@ def test_head_stores_nothing(client: FlaskClient, data_dir: Path, path: str) -> 
 @pytest.mark.parametrize(
     ("method", "path"), [*DATA_REQUESTS, ("GET", "/nothing"), ("GET", "/healthz")]
 )
-def test_no_answer_sets_a_cookie_or_redirects(client: FlaskClient, method: str, path: str) -> None:
+def test_no_response_sets_a_cookie_or_redirects(
+    client: FlaskClient, method: str, path: str
+) -> None:
     response = send(client, method, path)
 
     assert "Set-Cookie" not in response.headers
@@ -265,7 +269,7 @@ def test_no_answer_sets_a_cookie_or_redirects(client: FlaskClient, method: str, 
         ("none", "192.0.2.77", None),
     ],
 )
-def test_an_address_is_stored_as_far_as_the_mode_allows(
+def test_an_address_is_stored_as_the_mode_says(
     make_app: Callable[..., Flask], data_dir: Path, mode: str, peer: str, kept: str | None
 ) -> None:
     client = make_app(IP=mode).test_client()
@@ -288,7 +292,7 @@ def test_hashed_addresses_are_the_same_for_every_worker_of_a_day(
     assert re.fullmatch(r"[0-9a-f]{64}", first)
 
 
-def test_the_forwarded_address_is_believed_from_trusted_proxies_only(
+def test_only_trusted_proxies_forward_addresses(
     make_app: Callable[..., Flask], data_dir: Path
 ) -> None:
     client = make_app(TRUSTED_PROXIES="127.0.0.1, 10.0.0.0/8, unix").test_client()
@@ -318,7 +322,7 @@ def test_the_forwarded_address_is_believed_from_trusted_proxies_only(
         pytest.param("", "8.8.8.8", False, id="anybody can send the header"),
     ],
 )
-def test_a_proxy_nobody_said_to_trust_is_warned_of_once(
+def test_an_untrusted_proxy_is_warned_about_once(
     make_app: Callable[..., Flask],
     caplog: pytest.LogCaptureFixture,
     proxies: str,
@@ -340,7 +344,7 @@ def test_a_proxy_nobody_said_to_trust_is_warned_of_once(
     assert "198.51.100.7" not in caplog.text
 
 
-def test_what_cannot_be_stored_is_answered_503_and_says_when_to_try_again(
+def test_an_event_that_cannot_be_stored_gets_a_503_with_retry_after(
     make_app: Callable[..., Flask], tmp_path: Path
 ) -> None:
     in_the_way = tmp_path / "file"
@@ -436,7 +440,7 @@ def test_the_page_says_how_to_opt_out_and_runs_no_script(make_app: Callable[...,
 # Under any server.
 
 
-def test_nothing_is_answered_before_the_server_asks_and_the_event_is_stored(
+def test_no_response_starts_before_its_event_is_stored(
     make_app: Callable[..., Flask], data_dir: Path
 ) -> None:
     """What lets a server hand in several events before it waits for the disk."""

@@ -73,7 +73,7 @@ def nginx(behind: StartFront) -> Front:
     return behind(Nginx)
 
 
-def test_every_kind_of_event_has_the_clients_address_whatever_it_claims(front: Front) -> None:
+def test_every_kind_of_event_has_the_clients_real_address(front: Front) -> None:
     core = b64encode(json.dumps(CORE).encode())
     requests = [
         request("GET", f"/telemetry?payload={core.decode()}", FORGED),
@@ -88,7 +88,7 @@ def test_every_kind_of_event_has_the_clients_address_whatever_it_claims(front: F
     assert [event["ip"] for event in front.events()] == ["127.0.0.77"] * 3
 
 
-def test_the_longest_request_line_that_the_collector_takes_comes_through(front: Front) -> None:
+def test_the_longest_accepted_request_line_passes_the_proxy(front: Front) -> None:
     line = "GET /?payload= HTTP/1.1\r\n"
     payload = b64encode(json.dumps(CORE).encode() + b" " * 6000).decode()
     target = f"/?payload={payload}&{'x' * 8190}"[: 8190 - len(line) + len("/?payload=")]
@@ -98,9 +98,7 @@ def test_the_longest_request_line_that_the_collector_takes_comes_through(front: 
 
 
 @pytest.mark.parametrize("framing", ["length", "chunks"])
-def test_a_body_that_is_too_long_is_refused_in_the_words_of_the_contract(
-    front: Front, framing: str
-) -> None:
+def test_a_body_over_the_limit_gets_a_413_with_its_detail(front: Front, framing: str) -> None:
     body = b"x" * (64 * 1024 + 1)
     headers = []
     if framing == "chunks":
@@ -114,7 +112,7 @@ def test_a_body_that_is_too_long_is_refused_in_the_words_of_the_contract(
     assert answer.headers.items() >= HEADERS.items()
 
 
-def test_a_body_that_nginx_refuses_itself_has_the_same_answer(nginx: Front) -> None:
+def test_a_body_that_nginx_rejects_gets_the_collectors_response(nginx: Front) -> None:
     answer = nginx.raw(request("POST", "/cli", body=b"x" * 2**18))
 
     assert (answer.status, answer.headers["x-telemetry-outcome"]) == (413, "refused")
@@ -123,7 +121,7 @@ def test_a_body_that_nginx_refuses_itself_has_the_same_answer(nginx: Front) -> N
     assert "retry-after" not in answer.headers
 
 
-def test_where_no_collector_runs_the_answer_is_503_and_when_to_try_again(front: Front) -> None:
+def test_without_a_running_collector_the_proxy_responds_503_with_retry_after(front: Front) -> None:
     front.server.stop()
 
     answer = front.send_cli()
@@ -154,7 +152,7 @@ def test_a_flood_is_limited_and_others_are_not(nginx: Front) -> None:
     assert len(nginx.events()) == taken[204] + 1
 
 
-def test_slow_clients_keep_nobody_waiting_behind_nginx(nginx: Front) -> None:
+def test_slow_clients_delay_nobody_behind_nginx(nginx: Front) -> None:
     begun = request("POST", "/cli", [("Content-Length", "100")], b"{")
     slow = [nginx.connect() for _ in range(64)]  # the server has 16 threads
     try:
@@ -192,7 +190,7 @@ def test_no_log_of_the_proxy_holds_an_address_or_a_payload(front: Front) -> None
     assert "findme" not in front.logs()
 
 
-def test_without_tls_nothing_is_taken_and_nobody_is_sent_elsewhere(nginx: Front) -> None:
+def test_without_tls_nothing_is_accepted_or_redirected(nginx: Front) -> None:
     with socket.create_connection(("127.0.0.1", nginx.plain_port)) as sock:
         sock.sendall(request("POST", "/cli", body=json.dumps(CLI).encode()))
         answer = read_answer(sock)
@@ -201,7 +199,7 @@ def test_without_tls_nothing_is_taken_and_nobody_is_sent_elsewhere(nginx: Front)
     assert nginx.events() == []
 
 
-def test_what_a_killed_worker_was_at_is_taken_by_another(nginx: Front) -> None:
+def test_another_worker_finishes_the_housekeeping_of_a_killed_one(nginx: Front) -> None:
     assert nginx.send_cli(projectId="first").status == 204
     directory = os.open(nginx.data_dir, os.O_RDONLY)
     with ThreadPoolExecutor(8) as pool:
@@ -253,7 +251,7 @@ class SteadyLoad(Load):
                 self.changed.notify_all()
 
 
-def test_kills_and_reloads_under_steady_load_lose_nothing_and_no_answer_is_an_error(
+def test_kills_and_reloads_under_steady_load_lose_no_event_and_fail_no_request(
     behind: StartFront,
 ) -> None:
     nginx = behind(Nginx, "--workers=2")

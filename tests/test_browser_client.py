@@ -151,7 +151,7 @@ def test_an_opt_out_sends_nothing(
     assert collector.asked == []
 
 
-def test_one_plain_post_without_a_cookie_is_all_there_is_on_the_wire(
+def test_one_post_without_a_cookie_is_the_only_request(
     open_app: OpenApp, site: Site, collector: Site, features: str
 ) -> None:
     # One host, two ports: two origins, but cookies know no ports.
@@ -212,7 +212,7 @@ def errors(tab: Tab, *, of_the_network: bool) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("kind", ["down", "mute", "503"])
-def test_a_server_that_fails_leaves_no_trace_in_the_app(
+def test_a_failing_server_leaves_no_trace_in_the_app(
     open_app: OpenApp, kind: str, features: str
 ) -> None:
     with failing_server(kind) as port:
@@ -306,7 +306,7 @@ def test_an_error_in_the_client_stays_there(
     "call", ["sendTelemetry({ url: 'http://127.0.0.1:1/' })", "sendTelemetry()"]
 )
 @pytest.mark.parametrize("shim", ["", "globalThis.document = {};"])
-def test_what_is_no_browser_is_no_error(shim: str, call: str) -> None:
+def test_a_user_agent_that_is_no_browser_is_no_error(shim: str, call: str) -> None:
     """A page that is rendered on a server, say, with some of a browser's names defined."""
     client = (ROOT / "clients/browser.js").as_uri()
     script = f"{shim} import({json.dumps(client)}).then(({{ sendTelemetry }}) => {call});"

@@ -105,7 +105,7 @@ def finish(tool: "subprocess.Popen[str]") -> str:
     return output
 
 
-def test_a_version_that_is_none_does_not_lose_the_event(
+def test_an_invalid_version_does_not_lose_the_event(
     start_tool: Tool, server: Server, project: Path
 ) -> None:
     write_json(project / "node_modules/@refinedev/core/package.json", {"version": 5})
@@ -151,7 +151,9 @@ def test_a_command_is_one_event_that_tells_what_it_ran_with(
     }
 
 
-def test_what_the_tool_does_not_say_is_not_guessed(start_tool: Tool, server: Server) -> None:
+def test_options_that_the_tool_does_not_give_are_not_guessed(
+    start_tool: Tool, server: Server
+) -> None:
     finish(start_tool(url=url(server), command="dev"))
     wait_until(server.events)
 
@@ -175,7 +177,7 @@ def has_events(server: Server, count: int) -> bool:
     return len(server.events()) == count
 
 
-def test_a_strange_package_json_does_not_lose_the_event(
+def test_an_unusual_package_json_does_not_lose_the_event(
     start_tool: Tool, server: Server, project: Path
 ) -> None:
     for count, (content, packages) in enumerate(STRANGE.items(), start=1):
@@ -187,7 +189,7 @@ def test_a_strange_package_json_does_not_lose_the_event(
         assert server.events()[-1]["payload"]["packages"] == expected
 
 
-def test_a_byte_order_mark_hides_no_package(
+def test_a_byte_order_mark_does_not_hide_packages(
     start_tool: Tool, server: Server, project: Path
 ) -> None:
     """Editors on Windows write one."""
@@ -211,7 +213,7 @@ def test_a_package_json_that_names_nothing_does_not_end_the_search(
     assert event["payload"]["packages"] == [{"name": "@refinedev/core", "version": "5.0.12"}]
 
 
-def test_rather_fewer_packages_than_no_event(
+def test_packages_that_do_not_fit_are_left_out_of_the_event(
     start_tool: Tool, server: Server, project: Path
 ) -> None:
     names = [f"p-{i:03}-{'x' * 240}" for i in range(256)]
@@ -301,7 +303,7 @@ def test_an_opt_out_starts_no_process(
 
 
 @pytest.mark.parametrize("value", ["0", "false", "", " ", "False", "no", "OFF"])
-def test_what_is_no_opt_out_starts_a_process_of_its_own(
+def test_without_an_opt_out_a_detached_process_starts(
     start_tool: Tool, mute: socket.socket, value: str
 ) -> None:
     environ = {"DO_NOT_TRACK": value, "NODE_OPTIONS": "--no-deprecation"}
@@ -314,7 +316,7 @@ def test_what_is_no_opt_out_starts_a_process_of_its_own(
     assert b"DO_NOT_TRACK=1" in inherited  # were it the tool again, it would start no other
 
 
-def test_a_tool_that_is_bundled_with_node_is_not_started_once_more(
+def test_a_tool_that_is_an_executable_of_its_own_is_not_started_again(
     start_tool: Tool, mute: socket.socket
 ) -> None:
     before = "process.execPath = '/usr/local/bin/tool';"
@@ -331,7 +333,7 @@ def test_two_tools_at_once_are_two_events(start_tool: Tool, server: Server) -> N
     assert sorted(event["payload"]["command"] for event in server.events()) == ["build", "dev"]
 
 
-def test_a_mute_server_delays_a_tool_by_less_than_a_tenth_of_a_second(
+def test_a_server_that_does_not_respond_delays_a_tool_by_less_than_a_tenth_of_a_second(
     start_tool: Tool, mute: socket.socket
 ) -> None:
     """Runs with and without alternate.  Each lasts until its output is closed, too.
@@ -353,7 +355,7 @@ def test_a_mute_server_delays_a_tool_by_less_than_a_tenth_of_a_second(
     assert min(with_telemetry) - min(without) < 0.1
 
 
-def test_a_mute_server_is_given_up_after_three_seconds(
+def test_a_server_that_does_not_respond_is_abandoned_after_three_seconds(
     start_tool: Tool, mute: socket.socket
 ) -> None:
     finish(start_tool(url=url(mute), command="dev"))
@@ -368,7 +370,7 @@ def test_a_mute_server_is_given_up_after_three_seconds(
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:1/cli", "no address"])
-def test_a_server_that_is_not_there_leaves_no_trace(start_tool: Tool, address: str) -> None:
+def test_an_unreachable_server_leaves_no_trace(start_tool: Tool, address: str) -> None:
     assert finish(start_tool(url=address, command="dev")) == "called\n"
 
 

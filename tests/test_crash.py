@@ -228,7 +228,7 @@ def test_a_stop_under_load_exits_with_0_and_loses_nothing(start: Callable[..., S
     assert_each_once(acknowledged, stored_projects(server))
 
 
-def test_a_reload_under_load_loses_nothing_and_hardly_a_client_notices(
+def test_a_reload_under_load_loses_no_event_and_fails_hardly_any_request(
     start: Callable[..., Server],
 ) -> None:
     server = start(workers=2)
@@ -253,7 +253,7 @@ def has_two_new_workers(server: Server, old: set[int]) -> bool:
     return len(new) == 2 and new.isdisjoint(old)
 
 
-def test_an_upgrade_under_load_loses_nothing_and_hardly_a_client_notices(
+def test_an_upgrade_under_load_loses_no_event_and_fails_hardly_any_request(
     start: Callable[..., Server],
 ) -> None:
     server = start(workers=2)
@@ -299,7 +299,7 @@ def send_on_one_connection(server: Server, events: int) -> list[str]:
 # Disks.
 
 
-def test_a_full_disk_is_answered_503_until_there_is_room_again(
+def test_a_full_disk_gets_a_503_until_there_is_room_again(
     tmpfs: Mount, start: Callable[..., Server]
 ) -> None:
     server = start(workers=2, MIN_FREE_MB="0")
@@ -329,7 +329,7 @@ def fill_the_disk(filler: Path) -> None:
             file.write(bytes(4096))
 
 
-def test_events_are_refused_before_the_room_that_is_to_stay_free_is_used(
+def test_events_get_a_503_before_the_reserved_space_is_used(
     tmpfs: Mount, serve: Callable[..., Server]
 ) -> None:
     server = serve(MIN_FREE_MB="2")
@@ -343,7 +343,7 @@ def test_events_are_refused_before_the_room_that_is_to_stay_free_is_used(
     assert server.send("GET", "/healthz").status == 200
 
 
-def test_a_read_only_disk_is_answered_503_until_it_can_be_written_again(
+def test_a_read_only_disk_gets_a_503_until_it_is_writable_again(
     tmpfs: Mount, serve: Callable[..., Server]
 ) -> None:
     server = serve(MIN_FREE_MB="0")
@@ -358,7 +358,7 @@ def test_a_read_only_disk_is_answered_503_until_it_can_be_written_again(
     assert len(server.events()) == 1
 
 
-def test_half_a_line_that_the_disk_took_is_taken_back(serve: Callable[..., Server]) -> None:
+def test_half_a_line_on_a_full_disk_is_rolled_back(serve: Callable[..., Server]) -> None:
     """The limit makes the kernel write what fits, and only then refuse the rest."""
     server = serve()
     assert server.send_cli().status == 204
@@ -378,7 +378,7 @@ def limit_file_size(server: Server, limit_bytes: int) -> None:
         resource.prlimit(worker, resource.RLIMIT_FSIZE, (limit_bytes, hard))
 
 
-def test_a_frozen_disk_delays_no_answer_beyond_three_seconds(
+def test_a_frozen_disk_delays_no_response_beyond_three_seconds(
     ext4: Mount, start: Callable[..., Server]
 ) -> None:
     """More clients than threads: those that wait in line must be answered in time, too."""
@@ -398,7 +398,7 @@ def test_a_frozen_disk_delays_no_answer_beyond_three_seconds(
     assert_each_once(load.projects(), stored_projects(server))
 
 
-def test_a_frozen_disk_delays_nobody_of_forty_that_come_at_once(
+def test_a_frozen_disk_delays_none_of_forty_simultaneous_requests_beyond_three_seconds(
     ext4: Mount, start: Callable[..., Server]
 ) -> None:
     """Nor who comes while the worker's main loop waits with them."""
@@ -435,7 +435,7 @@ def answers_to_many_at_once(server: Server, clients: int) -> tuple[list[int], fl
 
 
 @pytest.mark.parametrize("ip", ["full", "hashed"])
-def test_a_slow_disk_delays_nobody_of_400_that_come_at_once(
+def test_a_slow_disk_delays_none_of_400_simultaneous_requests(
     serve: Callable[..., Server], ip: str
 ) -> None:
     """Slow is not stalled: nobody is turned away, so all must share a few syncs."""
@@ -451,7 +451,7 @@ def test_a_slow_disk_delays_nobody_of_400_that_come_at_once(
 
 @pytest.mark.parametrize("ip", ["full", "hashed"])
 @pytest.mark.parametrize("fsync_seconds", [0.65, 1.2])
-def test_a_disk_that_fails_slowly_delays_nobody_of_100_that_come_at_once(
+def test_a_slowly_failing_disk_delays_none_of_100_simultaneous_requests(
     serve: Callable[..., Server], ip: str, fsync_seconds: float
 ) -> None:
     failing = (f"--env=FSYNC_SECONDS={fsync_seconds}", "--env=FSYNC_FAILS=1", "slow_disk:app")
@@ -464,7 +464,7 @@ def test_a_disk_that_fails_slowly_delays_nobody_of_100_that_come_at_once(
     assert server.lines() == []
 
 
-def test_a_frozen_disk_with_no_data_directory_yet_delays_no_answer_either(
+def test_a_frozen_disk_without_a_data_directory_delays_no_response_beyond_three_seconds(
     ext4: Mount, serve: Callable[..., Server]
 ) -> None:
     server = serve(MIN_FREE_MB="0")
@@ -554,7 +554,7 @@ def test_a_file_can_be_moved_away_under_load(start: Callable[..., Server]) -> No
 @pytest.mark.parametrize(
     "lose", [Path.unlink, lambda path: os.truncate(path, 0)], ids=["deleted", "emptied"]
 )
-def test_what_is_sent_after_a_file_was_deleted_or_emptied_is_in_a_file(
+def test_events_sent_after_a_file_was_deleted_or_emptied_are_in_a_file(
     start: Callable[..., Server], lose: Callable[[Path], None]
 ) -> None:
     server = start(workers=2)

@@ -20,7 +20,7 @@ def test_a_timestamp_has_milliseconds_and_z() -> None:
 
 
 @pytest.mark.parametrize("kept", range(len(line(2))))
-def test_appending_cuts_off_a_torn_line_and_keeps_every_whole_one(
+def test_appending_cuts_off_a_torn_line_and_keeps_every_complete_one(
     data_dir: Path, caplog: pytest.LogCaptureFixture, kept: int
 ) -> None:
     """While the others run on, too: the file is open already."""
@@ -62,7 +62,7 @@ def hold_lock(directory: Path, held: Any, release: Any) -> None:
         release.wait(60)
 
 
-def test_the_lock_of_one_process_holds_up_another_that_was_forked_later(data_dir: Path) -> None:
+def test_the_lock_excludes_a_process_forked_later(data_dir: Path) -> None:
     """A descriptor opened before the fork would be shared, and exclude nobody."""
     Appender(data_dir).append(NAME, line(0))
     context = get_context("fork")
@@ -96,7 +96,7 @@ def test_the_lock_of_one_process_holds_up_another_that_was_forked_later(data_dir
         pytest.param(b'{"received_at":"x","source":"\0"}', False, id="NUL"),
     ],
 )
-def test_a_whole_record_that_lacks_only_its_newline_gets_it(
+def test_a_complete_record_without_its_newline_gets_one(
     data_dir: Path, tail: bytes, kept: bool
 ) -> None:
     """A file that an admin has joined or edited."""

@@ -57,7 +57,7 @@ def test_kubernetes_knows_every_field_of_the_manifest() -> None:
         schemas.validate(found, "1.33", strict=True)  # raises where it does not
 
 
-def test_the_manual_says_of_every_file_what_it_is_for() -> None:
+def test_operations_md_lists_every_file_of_deploy() -> None:
     manual = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
     files = {path.name for path in DEPLOY.iterdir()} - {"Dockerfile.dockerignore"}
 

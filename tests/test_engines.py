@@ -92,7 +92,7 @@ def test_an_app_that_offers_an_opt_out_sends_nothing(
 
 @pytest.mark.parametrize("preferences", FIREFOX_OPT_OUTS.values(), ids=FIREFOX_OPT_OUTS)
 @pytest.mark.parametrize("make_page", [sender_page, image_page], ids=["sender", "image"])
-def test_an_opt_out_in_the_browser_keeps_every_event_away(
+def test_an_opt_out_in_the_browser_stops_every_event(
     preferences: dict[str, bool], make_page: Any, site: PageServer, server: Server, tmp_path: Path
 ) -> None:
     profile = tmp_path / "profile"

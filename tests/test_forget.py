@@ -219,7 +219,7 @@ def test_several_directories_are_searched_each_once(
 # What it says, and does not do.
 
 
-def test_without_yes_it_only_tells(run: Callable[..., Result], data_dir: Path) -> None:
+def test_without_yes_nothing_is_erased(run: Callable[..., Result], data_dir: Path) -> None:
     (data_dir / NAME).write_bytes(MINE + OTHERS[0])
     before = (data_dir / NAME).stat()
     ran = run("--ip", WANTED)
@@ -250,7 +250,7 @@ def test_without_yes_it_only_tells(run: Callable[..., Result], data_dir: Path) -
         ("--hostname", "me@a.example"),
     ],
 )
-def test_a_request_that_names_nobody_is_refused(
+def test_a_command_that_selects_nobody_is_rejected(
     run: Callable[..., Result], data_dir: Path, arguments: tuple[str, ...]
 ) -> None:
     (data_dir / NAME).write_bytes(MINE)
@@ -277,7 +277,7 @@ def test_it_says_how_many_stored_addresses_it_cannot_tell(
     assert "whole address" not in run("--project", "p").output
 
 
-def test_a_file_that_cannot_be_read_is_named_and_the_others_are_done(
+def test_an_unreadable_file_is_named_and_the_others_are_processed(
     run: Callable[..., Result], data_dir: Path
 ) -> None:
     damaged = data_dir / "events-2026-11-19.jsonl.gz"
@@ -294,7 +294,7 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_done(
 WITHOUT_PRIVILEGES = ["--bounding-set=-dac_override,-dac_read_search"]
 
 
-def test_a_directory_that_may_not_be_read_is_named_and_the_others_are_done(
+def test_an_unreadable_directory_is_named_and_the_others_are_processed(
     data_dir: Path, tmp_path: Path
 ) -> None:
     data_dir.mkdir()
@@ -485,7 +485,7 @@ def test_lines_that_were_rolled_back_while_a_file_was_copied_are_not_kept(
     assert path.read_bytes() == KEPT + others
 
 
-def test_a_file_that_never_stays_as_it_was_copied_is_named(
+def test_a_file_that_changes_during_every_copy_is_named(
     run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = data_dir / NAME
@@ -522,7 +522,7 @@ def test_an_archive_that_grows_while_it_is_copied_is_copied_again(
     assert content(path) == KEPT + record(7)
 
 
-def test_events_that_come_all_the_time_are_left_and_that_is_said(
+def test_matching_events_that_keep_arriving_are_reported_as_left(
     run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = data_dir / NAME
@@ -543,7 +543,7 @@ def test_events_that_come_all_the_time_are_left_and_that_is_said(
 
 
 @pytest.mark.parametrize("name", [NAME, ARCHIVE])
-def test_little_is_left_to_write_and_sync_while_writers_wait(
+def test_only_little_is_written_and_synced_under_the_lock(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """However much has come while most of the file was copied."""

@@ -96,7 +96,7 @@ BODIES = [
 
 
 @pytest.mark.parametrize(("body", "headers", "status"), BODIES)
-def test_a_hostile_body_has_its_answer(
+def test_a_hostile_body_gets_the_documented_response(
     shared: Server, body: bytes, headers: list[tuple[str, str]], status: int
 ) -> None:
     before = len(shared.lines())
@@ -138,7 +138,9 @@ HEADS = [
 
 
 @pytest.mark.parametrize(("head", "status"), HEADS)
-def test_a_hostile_head_has_its_answer(shared: Server, head: bytes, status: int) -> None:
+def test_a_hostile_head_gets_the_documented_response(
+    shared: Server, head: bytes, status: int
+) -> None:
     before = len(shared.lines())
     answer = shared.raw(head)
 
@@ -160,7 +162,7 @@ def test_no_request_depends_on_its_host(shared: Server, host: str) -> None:
     assert len(shared.lines()) == before + 1
 
 
-def test_an_error_outside_of_the_app_is_a_500_and_its_log_tells_of_no_client(
+def test_an_error_outside_the_app_is_a_500_whose_log_names_no_client(
     serve: Callable[..., Server],
 ) -> None:
     server = serve("--pythonpath=tests", "broken:app")
@@ -210,7 +212,7 @@ def answered_in(server: Server) -> float:
     return time.monotonic() - began
 
 
-def test_others_are_answered_at_once_beside_silent_connections(server: Server) -> None:
+def test_silent_connections_delay_nobody(server: Server) -> None:
     connections = connect_many(server, b"")
 
     assert answered_in(server) < 3
@@ -219,7 +221,7 @@ def test_others_are_answered_at_once_beside_silent_connections(server: Server) -
         connection.close()
 
 
-def test_more_silent_connections_than_a_worker_takes_hold_up_nobody(
+def test_more_silent_connections_than_a_worker_accepts_delay_nobody(
     serve: Callable[..., Server],
 ) -> None:
     """The kernel keeps them: they are not the worker's until they say something."""
@@ -237,7 +239,7 @@ def test_more_silent_connections_than_a_worker_takes_hold_up_nobody(
     [b"P", b"POST /cli HTTP/1.1\r\nX: ", b"POST /cli HTTP/1.1\r\nContent-Length: 9999\r\n\r\n{"],
     ids=["first byte", "headers", "body"],
 )
-def test_others_are_answered_at_once_beside_slow_clients(server: Server, sent: bytes) -> None:
+def test_slow_clients_delay_nobody(server: Server, sent: bytes) -> None:
     connections = connect_many(server, sent)
 
     assert answered_in(server) < 3
@@ -267,7 +269,7 @@ def test_a_body_that_comes_too_slowly_is_a_400_and_stores_nothing(server: Server
     assert server.lines() == []
 
 
-def test_a_client_that_does_not_close_holds_up_nobody(server: Server) -> None:
+def test_a_client_that_does_not_close_its_connection_delays_nobody(server: Server) -> None:
     """gunicorn's own loop would wait two seconds for each of them."""
     request = b"POST /cli HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
     connections = connect_many(server, request % len(GOOD) + GOOD)
@@ -279,7 +281,7 @@ def test_a_client_that_does_not_close_holds_up_nobody(server: Server) -> None:
     assert len(server.lines()) == len(connections) + 1
 
 
-def test_a_slow_but_whole_request_is_taken(server: Server) -> None:
+def test_a_slow_but_complete_request_is_accepted(server: Server) -> None:
     head = f"POST /cli HTTP/1.1\r\nHost: x\r\nContent-Length: {len(GOOD)}\r\n\r\n".encode()
     with server.connect() as sock:
         for part in (head[:5], head[5:], GOOD[:5], GOOD[5:]):
@@ -318,7 +320,7 @@ def projects(server: Server) -> list[str]:
     return sorted(event["payload"]["projectId"] for event in server.events())
 
 
-def test_whole_requests_are_answered_beside_broken_and_partial_ones(server: Server) -> None:
+def test_complete_requests_are_answered_beside_broken_and_partial_ones(server: Server) -> None:
     """All that arrived is answered though a part of another request never comes."""
     broken = b"GET / HTTP/1.1\r\nHost : x\r\n\r\n"
     gone = b"POST /cli HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n{"
@@ -367,7 +369,7 @@ def test_a_request_in_two_parts_is_one_event(server: Server, cut: int) -> None:
     ],
     ids=["tab", "spaces", "zeros", "upgrade"],
 )
-def test_a_length_in_another_form_is_waited_for_as_well(
+def test_a_content_length_in_an_unusual_form_is_honoured(
     server: Server, header: tuple[str, str]
 ) -> None:
     with server.connect() as sock:
@@ -377,7 +379,7 @@ def test_a_length_in_another_form_is_waited_for_as_well(
         assert read_answer(sock).status == 204
 
 
-def test_who_expects_a_100_is_told_to_go_on(server: Server) -> None:
+def test_expect_100_continue_gets_a_100(server: Server) -> None:
     headers = [("Expect", "100-continue"), ("Content-Length", str(len(GOOD))), CLOSE]
     with server.connect() as sock:
         sock.sendall(request("POST", "/cli", headers))
@@ -387,9 +389,7 @@ def test_who_expects_a_100_is_told_to_go_on(server: Server) -> None:
 
 
 @pytest.mark.parametrize("size", [2**16 + 1, 2**18, 2**20, 2**23])
-def test_the_answer_to_a_body_that_is_not_read_is_not_lost_in_a_reset(
-    server: Server, size: int
-) -> None:
+def test_the_response_to_an_unread_body_is_not_lost_in_a_reset(server: Server, size: int) -> None:
     answers = [server.send("POST", "/cli", [CLOSE], b" " * size) for _ in range(20)]
 
     assert [answer.status for answer in answers] == [413] * 20
@@ -397,7 +397,7 @@ def test_the_answer_to_a_body_that_is_not_read_is_not_lost_in_a_reset(
 
 @pytest.mark.parametrize("body", [b"zz\r\n", b"2\r\n{}XX0\r\n\r\n"])
 @pytest.mark.parametrize(("path", "status"), [("/nope", 404), ("/healthz", 405), ("/cli", 400)])
-def test_what_follows_a_broken_body_is_no_request(
+def test_bytes_after_a_broken_body_are_not_read_as_a_request(
     server: Server, path: str, status: int, body: bytes
 ) -> None:
     with server.connect() as sock:
@@ -409,7 +409,7 @@ def test_what_follows_a_broken_body_is_no_request(
     assert answers.startswith(b"HTTP/1.1 %d" % status)
 
 
-def test_clients_that_never_read_hold_up_nobody(server: Server) -> None:
+def test_clients_that_never_read_delay_nobody(server: Server) -> None:
     """Neither before nor after their connections have no more room for an answer."""
     connections = [server.connect() for _ in range(8)]
     for sock in connections:

@@ -61,7 +61,7 @@ def test_housekeeping_cuts_torn_tails_of_files_nobody_writes_to(
     assert {path.read_bytes() for path in data_dir.iterdir()} == {line(1)}
 
 
-def test_in_files_older_than_yesterdays_only_the_end_is_torn(
+def test_files_older_than_yesterdays_are_repaired_only_at_their_end(
     make_housekeeping: Callable[..., Housekeeping], data_dir: Path
 ) -> None:
     """What an editor or a bad disk did to one of their lines is not taken for a power cut."""
@@ -92,7 +92,7 @@ def test_files_are_compressed_and_deleted_by_their_age(
     assert {path.stat().st_mode & 0o777 for path in data_dir.glob("*.gz")} == {0o640}
 
 
-def test_a_days_plain_file_goes_only_when_the_name_of_the_compressed_one_is_on_disk(
+def test_a_plain_file_is_deleted_only_after_the_archives_name_is_synced(
     make_housekeeping: Callable[..., Housekeeping], data_dir: Path, disk: FailingOs
 ) -> None:
     write_days(data_dir, 2)
@@ -103,7 +103,7 @@ def test_a_days_plain_file_goes_only_when_the_name_of_the_compressed_one_is_on_d
     assert "fsync" in calls[renamed : calls.index("unlink", renamed)]
 
 
-def test_0_never_deletes_and_never_compresses(
+def test_zero_days_turn_deletion_and_compression_off(
     make_housekeeping: Callable[..., Housekeeping], data_dir: Path
 ) -> None:
     content = write_days(data_dir, 400)
@@ -138,7 +138,7 @@ def test_refusals_are_compressed_and_deleted_too(
     assert [path.name for path in data_dir.glob("refused-*")] == ["refused-2026-11-22.jsonl.gz"]
 
 
-def test_a_damaged_gz_is_left_alone_and_the_others_are_done(
+def test_a_damaged_archive_is_left_alone_and_the_others_are_processed(
     make_housekeeping: Callable[..., Housekeeping], data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = write_days(data_dir, 3)
@@ -153,7 +153,7 @@ def test_a_damaged_gz_is_left_alone_and_the_others_are_done(
     assert "events-2026-11-21.jsonl: left as it is" in caplog.text
 
 
-def test_a_draft_that_found_no_room_does_not_take_up_what_there_is(
+def test_a_draft_that_did_not_fit_is_removed(
     make_housekeeping: Callable[..., Housekeeping], data_dir: Path, disk: FailingOs
 ) -> None:
     content = write_days(data_dir, 2)
@@ -221,7 +221,7 @@ def test_a_file_written_to_while_it_is_compressed_is_left_for_the_next_run(
     assert not plain.exists()
 
 
-def test_one_process_keeps_house_at_a_time(
+def test_only_one_process_does_housekeeping_at_a_time(
     make_housekeeping: Callable[..., Housekeeping], data_dir: Path
 ) -> None:
     content = write_days(data_dir, 3)
@@ -283,7 +283,7 @@ def test_200_days_pass_and_every_line_that_should_be_there_is_there_once(
 # Retention is a promise, and a clock can be wrong.
 
 
-def test_a_file_expires_though_no_event_has_come_for_weeks(
+def test_a_file_expires_even_if_no_event_has_come_for_weeks(
     make_housekeeping: Callable[..., Housekeeping], data_dir: Path
 ) -> None:
     write_days(data_dir, 1, until=TODAY - timedelta(days=40))
@@ -308,7 +308,7 @@ def test_a_clock_more_than_a_year_ahead_of_the_newest_file_deletes_nothing(
     assert len(said) == (not is_deleted)
 
 
-def test_keys_are_deleted_but_for_the_days_around_today(
+def test_keys_of_days_not_around_today_are_deleted(
     make_housekeeping: Callable[..., Housekeeping], data_dir: Path
 ) -> None:
     data_dir.mkdir()
@@ -344,7 +344,7 @@ def make_immutable(path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("retention_days", [0, 10])
-def test_each_file_is_handled_for_itself(
+def test_a_failure_with_one_file_does_not_affect_the_others(
     make_housekeeping: Callable[..., Housekeeping],
     data_dir: Path,
     caplog: pytest.LogCaptureFixture,

@@ -31,7 +31,9 @@ def volume() -> str:
     return uuid.uuid4().hex
 
 
-def test_a_second_container_goes_on_where_the_first_has_stopped(image: Image, volume: str) -> None:
+def test_a_second_container_continues_with_the_files_of_the_first(
+    image: Image, volume: str
+) -> None:
     for project in ("first", "second"):
         container = Container(image, volume=volume)
         assert container.send_cli(projectId=project).status == 204
@@ -44,7 +46,7 @@ def test_a_second_container_goes_on_where_the_first_has_stopped(image: Image, vo
 
 
 @pytest.mark.parametrize("user", ["12345:0", "10001:12345"])
-def test_any_user_of_group_0_may_run_it_and_its_own_user_in_any_group(
+def test_any_user_of_group_0_can_run_it_and_its_own_user_in_any_group(
     image: Image, volume: str, user: str
 ) -> None:
     container = Container(image, volume=volume, user=user)
@@ -54,7 +56,7 @@ def test_any_user_of_group_0_may_run_it_and_its_own_user_in_any_group(
     assert container.stop() == 0
 
 
-def test_its_health_is_asked_at_the_port_and_of_no_proxy(image: Image, volume: str) -> None:
+def test_the_health_check_asks_its_own_port_and_no_proxy(image: Image, volume: str) -> None:
     proxy = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
     container = Container(image, volume=volume, PORT="9000", **proxy)
     assert container.is_healthy()
@@ -80,7 +82,7 @@ def test_it_stops_in_time_and_loses_nothing(image: Image, volume: str) -> None:
     assert all(stored[project] == 1 for project in load.projects())
 
 
-def test_there_is_in_it_only_what_runs(image: Image) -> None:
+def test_the_image_holds_only_what_runs(image: Image) -> None:
     script = "import importlib.util as u, os; print(u.find_spec('pytest'), *sorted(os.listdir()))"
     found = image.run("--rm", "--entrypoint=python", "telemetry", "-c", script).split()
 
@@ -93,7 +95,7 @@ def test_the_build_warns_of_nothing(image: Image) -> None:
     assert "warning" not in image.build_log.lower()
 
 
-def test_compose_runs_it_and_believes_a_proxy_of_this_machine(image: Image) -> None:
+def test_compose_runs_it_and_trusts_a_proxy_on_the_same_machine(image: Image) -> None:
     package("podman_compose")
     container = Composed(image)
     with Load(container, 2) as load:
@@ -110,9 +112,7 @@ def test_compose_runs_it_and_believes_a_proxy_of_this_machine(image: Image) -> N
     assert load.projects() <= {event["payload"]["projectId"] for event in events}
 
 
-def test_a_pod_has_settings_that_it_can_use_and_is_asked_what_it_answers(
-    image: Image, volume: str
-) -> None:
+def test_a_pod_has_valid_settings_and_its_probes_get_responses(image: Image, volume: str) -> None:
     yaml = package("yaml")
     objects = yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text(encoding="utf-8"))
     (pod,) = (o["spec"]["template"]["spec"] for o in objects if o["kind"] == "Deployment")

@@ -86,7 +86,7 @@ def test_resource_count_is_0_to_a_million(count: int) -> None:
     assert parse_core(core(resourceCount=count))["resourceCount"] == count
 
 
-def test_256_packages_are_taken() -> None:
+def test_256_packages_are_accepted() -> None:
     many = [{"name": f"p{n}", "version": "1.0.0"} for n in range(256)]
 
     assert parse_cli(cli(packages=many))["packages"] == many
@@ -107,7 +107,7 @@ REFUSED_TEXT = [
 
 @pytest.mark.parametrize(("value", "seen"), REFUSED_TEXT, ids=lambda part: f"{part!a:.12}")
 @pytest.mark.parametrize("field", ["nodeVersion", "projectFramework"])
-def test_required_text_is_refused(field: str, value: Any, seen: str) -> None:
+def test_invalid_required_text_is_rejected(field: str, value: Any, seen: str) -> None:
     with pytest.raises(Rejected, match=seen) as refused:
         parse_cli(cli(**{field: value}))
 
@@ -120,7 +120,7 @@ def test_required_text_is_refused(field: str, value: Any, seen: str) -> None:
     ids=lambda part: f"{part!a:.12}",
 )
 @pytest.mark.parametrize("field", ["nodeEnv", "os", "osVersion", "command", "projectId"])
-def test_optional_text_is_refused_unless_null_or_empty(field: str, value: Any, seen: str) -> None:
+def test_invalid_optional_text_is_rejected_unless_empty(field: str, value: Any, seen: str) -> None:
     with pytest.raises(Rejected, match=seen) as refused:
         parse_cli(cli(**{field: value}))
 
@@ -149,7 +149,7 @@ def test_optional_text_is_refused_unless_null_or_empty(field: str, value: Any, s
         ({"providers": [True, 0] + [True] * 6}, "providers[1]", "got an integer"),
     ],
 )
-def test_a_core_field_is_refused_by_name(changes: dict[str, Any], field: str, detail: str) -> None:
+def test_a_rejected_core_field_is_named(changes: dict[str, Any], field: str, detail: str) -> None:
     with pytest.raises(Rejected, match=detail) as refused:
         parse_core(core(**changes))
 
@@ -170,7 +170,7 @@ def test_a_core_field_is_refused_by_name(changes: dict[str, Any], field: str, de
         ([{"name": "a\n"}], "packages[0].name", "control"),
     ],
 )
-def test_a_package_is_refused_by_its_place(packages: Any, field: str, detail: str) -> None:
+def test_a_rejected_package_is_named_by_its_index(packages: Any, field: str, detail: str) -> None:
     with pytest.raises(Rejected, match=detail) as refused:
         parse_cli(cli(packages=packages))
 
@@ -178,7 +178,7 @@ def test_a_package_is_refused_by_its_place(packages: Any, field: str, detail: st
 
 
 @pytest.mark.parametrize("field", ["nodeVersion", "packages", "projectFramework"])
-def test_a_required_cli_field_is_missed(field: str) -> None:
+def test_a_missing_required_cli_field_is_rejected(field: str) -> None:
     with pytest.raises(Rejected, match="got nothing") as refused:
         parse_cli(without(CLI, field))
 
@@ -186,7 +186,7 @@ def test_a_required_cli_field_is_missed(field: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["providers", "version", "resourceCount"])
-def test_a_required_core_field_is_missed(field: str) -> None:
+def test_a_missing_required_core_field_is_rejected(field: str) -> None:
     with pytest.raises(Rejected, match="got nothing") as refused:
         parse_core(b64encode(without(CORE, field)).decode())
 
@@ -211,7 +211,7 @@ def test_a_required_core_field_is_missed(field: str) -> None:
     ],
     ids=lambda part: f"{part!a:.20}",
 )
-def test_what_is_not_a_json_object_is_refused(document: bytes, detail: str) -> None:
+def test_a_payload_that_is_not_a_json_object_is_rejected(document: bytes, detail: str) -> None:
     with pytest.raises(Rejected, match=detail) as refused:
         parse_cli(document)
 
@@ -223,7 +223,7 @@ def test_the_last_of_two_equal_keys_wins() -> None:
 
 
 @pytest.mark.parametrize("encoded", ["%", "ab c!", "YQ===", "YQ=x", "YQ=", "Y", "é", "YWJj\0", "="])
-def test_what_only_a_lax_decoder_takes_is_refused(encoded: str) -> None:
+def test_base64_that_only_a_lax_decoder_accepts_is_rejected(encoded: str) -> None:
     with pytest.raises(Rejected, match="got text that is not Base64"):
         parse_core(encoded)
 
@@ -378,7 +378,7 @@ def test_a_hashed_address_depends_on_address_and_key_alone() -> None:
     ],
     ids=lambda part: f"{part!a:.30}",
 )
-def test_a_hostname_is_a_valid_one_or_none(url: str, hostname: str | None) -> None:
+def test_a_hostname_is_valid_or_none(url: str, hostname: str | None) -> None:
     on_the_wire = url.encode().decode("latin-1")
 
     assert parsing.parse_hostname(on_the_wire) == hostname
@@ -389,7 +389,7 @@ MARKS_OUT_OF_ORDER = "\u0301" * 1300 + "\u0327" * 1300
 
 
 @pytest.mark.parametrize("hostname", [DIFFERENT_LETTERS, MARKS_OUT_OF_ORDER], ids=["a", "b"])
-def test_an_endless_hostname_costs_less_than_one_of_253_characters(hostname: str) -> None:
+def test_an_overlong_hostname_is_rejected_before_it_is_decoded(hostname: str) -> None:
     """To normalise it, or to write it in ASCII, takes the square of its length in time."""
 
     def seconds(hostname: str) -> float:
@@ -429,7 +429,7 @@ CHROME = "AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36"
         ("", None, None, None, None),
     ],
 )
-def test_an_agent_is_described_as_far_as_it_matches(
+def test_what_does_not_match_in_a_user_agent_is_none(
     header: str, browser: Any, browser_version: Any, os: Any, os_version: Any
 ) -> None:
     assert parsing.describe_agent(header) == {

@@ -195,7 +195,7 @@ def test_a_power_cut_at_any_moment_loses_doubles_and_breaks_nothing(tmp_path: Pa
 
 
 @pytest.mark.parametrize("steps", RESTARTS)
-def test_nor_does_a_second_one_while_the_server_comes_up_again(
+def test_a_second_power_cut_during_recovery_loses_nothing_either(
     steps: Steps, tmp_path: Path
 ) -> None:
     _, cuts = live(whole_life, NEW_DISK, tmp_path, cut=True)
@@ -217,7 +217,7 @@ def test_nor_does_a_second_one_while_the_server_comes_up_again(
         ),
     ],
 )
-def test_this_catches_a_server_that(
+def test_the_power_cut_test_catches_a_server_that(
     owner: object,
     name: str,
     replacement: object,

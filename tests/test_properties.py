@@ -61,7 +61,7 @@ def normal_form(parse: Any, document: Any) -> Any:
 
 
 @given(CORE_VALUES)
-def test_a_core_payload_has_a_normal_form_or_is_refused(value: Any) -> None:
+def test_a_core_payload_is_normalised_or_rejected(value: Any) -> None:
     payload = normal_form(parse_core, b64encode(json.dumps(value).encode()).decode())
 
     if payload is not None:
@@ -70,7 +70,7 @@ def test_a_core_payload_has_a_normal_form_or_is_refused(value: Any) -> None:
 
 
 @given(CLI_VALUES)
-def test_a_cli_payload_has_a_normal_form_or_is_refused(value: Any) -> None:
+def test_a_cli_payload_is_normalised_or_rejected(value: Any) -> None:
     payload = normal_form(parse_cli, json.dumps(value).encode())
 
     if payload is not None:

@@ -86,7 +86,7 @@ def test_a_period_that_is_not_over_is_unfinished(run: Callable[..., Result], unt
         ["--since", "9999-12-31", "--until", "9999-12-31", "--format", "xml"],
     ],
 )
-def test_a_period_of_no_use_ends_with_one_clear_line(
+def test_an_unusable_period_ends_with_one_clear_line(
     run: Callable[..., Result], arguments: list[str]
 ) -> None:
     ran = run(*arguments)
@@ -191,7 +191,7 @@ def test_what_is_missing_from_the_numbers_is_named_and_the_rest_is_counted(
     assert json.loads(ran.stdout)["events"]["core"] == 1 + events
 
 
-def test_the_work_files_of_housekeeping_are_passed_over(
+def test_the_work_files_of_housekeeping_are_ignored(
     run: Callable[..., Result], data_dir: Path
 ) -> None:
     for name in ("events-housekeeping.claim", "events-housekeeping.draft", "address-key-x"):

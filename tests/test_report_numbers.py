@@ -448,7 +448,7 @@ ONE, TWO, THREE = (b'{"source":"core","hostname":"%d.com","payload":{}}\n' % n f
         pytest.param(b"\x00" + ONE + b"\n" + TWO, None, 1, id="two lines unreadable"),
     ],
 )
-def test_a_day_counts_its_plain_file_and_what_only_its_archive_has(
+def test_a_day_counts_its_plain_file_and_the_lines_only_in_its_archive(
     count: Count, data_dir: Path, plain: bytes | None, archived: list[bytes] | None, events: int
 ) -> None:
     data_dir.mkdir(exist_ok=True)

@@ -733,7 +733,7 @@ def test_the_text_fits_its_terminal_and_encoding(
 @pytest.mark.parametrize(
     ("encoding", "none", "no_file", "unknown"), [("utf-8", "·", "x", "–"), ("ascii", ".", "x", "-")]
 )
-def test_none_no_file_and_unknown_look_different(
+def test_zero_no_file_and_unknown_look_different(
     report_of: Callable[[str], Report], encoding: str, none: str, no_file: str, unknown: str
 ) -> None:
     report = json.loads(json.dumps(report_of("holes")))
@@ -750,7 +750,7 @@ def test_none_no_file_and_unknown_look_different(
 
 
 @pytest.mark.parametrize("draw", [lambda report: draw_text(report, 80, "utf-8"), draw_page])
-def test_people_are_told_what_the_numbers_are_not(
+def test_text_and_page_say_what_the_numbers_are_not(
     report_of: Callable[[str], Report], draw: Callable[[Report], str]
 ) -> None:
     report = words(html.unescape(click.unstyle(draw(report_of("8 weeks")))))
@@ -788,7 +788,7 @@ def test_people_are_told_what_the_numbers_are_not(
         ("holes", "x is a week without a file", "Hatched: a week without a file."),
     ],
 )
-def test_people_are_told_why_a_number_is_not_there(
+def test_text_and_page_say_why_a_number_is_missing(
     report_of: Callable[[str], Report], name: str, in_text: str, in_page: str
 ) -> None:
     report = report_of(name)
@@ -816,7 +816,7 @@ def test_people_are_told_why_a_number_is_not_there(
         (100, None, "–", ""),
     ],
 )
-def test_a_change_is_a_number_and_in_percent_only_from_a_base_of_100(
+def test_a_change_has_a_percentage_only_from_a_base_of_100(
     now: int | None, before: int | None, difference: str, in_percent: str
 ) -> None:
     window = {"now": now, "before": before}
@@ -836,7 +836,7 @@ def test_a_change_is_a_number_and_in_percent_only_from_a_base_of_100(
         (outline.Gap.NO_FILE, 7, "–"),
     ],
 )
-def test_a_share_is_not_rounded_to_none_or_all(part: Any, whole: int, said: str) -> None:
+def test_a_share_is_never_rounded_to_none_or_all(part: Any, whole: int, said: str) -> None:
     assert outline.share(part, whole) == said
 
 
@@ -850,7 +850,7 @@ def test_a_share_is_not_rounded_to_none_or_all(part: Any, whole: int, said: str)
         ('"\\', '\\"\\\\'),
     ],
 )
-def test_a_value_stands_as_in_the_files(value: str | None, said: str) -> None:
+def test_a_value_is_shown_as_in_the_files(value: str | None, said: str) -> None:
     assert outline.readable(value) == said
 
 

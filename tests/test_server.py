@@ -21,7 +21,7 @@ from server import CLI, PATIENCE_SECONDS, ROOT, Server, wait_until
         ("TELEMETRY_IP", "hash", "one of full, masked, hashed, none"),
     ],
 )
-def test_a_setting_of_no_use_stops_the_start_with_one_line(
+def test_an_invalid_setting_stops_the_start_with_one_line(
     name: str, value: str, wanted: str
 ) -> None:
     ran = subprocess.run(
@@ -37,7 +37,7 @@ def test_a_setting_of_no_use_stops_the_start_with_one_line(
     assert ran.stderr == f"{name}={value!r}: want {wanted}\n"
 
 
-def test_a_start_makes_nothing_on_the_disk(server: Server) -> None:
+def test_a_start_writes_nothing_to_the_disk(server: Server) -> None:
     assert server.send("GET", "/").status == 200
     assert not server.data_dir.exists()
 
@@ -49,7 +49,7 @@ def test_a_stop_exits_with_0_and_what_was_acknowledged_is_on_disk(server: Server
     assert len(server.lines()) == 1
 
 
-def test_a_refusal_that_waits_for_its_turn_is_written_at_a_stop(server: Server) -> None:
+def test_a_queued_refusal_is_written_at_a_stop(server: Server) -> None:
     assert server.send_cli().status == 204
     directory = os.open(server.data_dir, os.O_RDONLY)
     fcntl.flock(directory, fcntl.LOCK_EX)  # as another worker does while it writes
@@ -62,7 +62,7 @@ def test_a_refusal_that_waits_for_its_turn_is_written_at_a_stop(server: Server) 
     assert len(server.lines("refused-*")) == 1
 
 
-def test_workers_are_replaced_after_as_many_requests_as_an_admin_says(
+def test_workers_are_replaced_after_max_requests(
     serve: Callable[..., Server],
 ) -> None:
     server = serve("--max-requests=5")
@@ -112,7 +112,7 @@ def test_a_target_in_any_form_is_answered_without_a_redirect(
     ("proxies", "believed"),
     [("", "nobody"), ("127.0.0.1,10.0.0.0/8", "127.0.0.1/32, 10.0.0.0/8")],
 )
-def test_the_log_says_at_start_which_proxies_are_believed(
+def test_the_log_names_the_trusted_proxies_at_start(
     serve: Callable[..., Server], proxies: str, believed: str
 ) -> None:
     server = serve(TRUSTED_PROXIES=proxies)
@@ -121,7 +121,7 @@ def test_the_log_says_at_start_which_proxies_are_believed(
     assert f"X-Forwarded-For is believed from: {believed}" in "\n".join(server.log)
 
 
-def test_an_opt_out_that_comes_twice_is_one(server: Server) -> None:
+def test_a_repeated_opt_out_header_is_an_opt_out(server: Server) -> None:
     answer = server.send_cli([("DNT", "1"), ("DNT", "1")])
 
     assert (answer.status, answer.headers["x-telemetry-outcome"]) == (204, "opted-out")
@@ -137,7 +137,7 @@ def test_several_header_lines_are_one_list_of_hops(serve: Callable[..., Server])
 
 @pytest.mark.parametrize("level", ["info", "debug"])
 @pytest.mark.parametrize("mode", ["full", "masked", "hashed", "none"])
-def test_an_address_is_in_the_files_in_mode_full_only_and_no_log_tells_of_a_client(
+def test_only_mode_full_stores_whole_addresses_and_no_log_has_any(
     serve: Callable[..., Server], mode: str, level: str
 ) -> None:
     cut_off = [b"GET /?payload=findme", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nfindme"]

@@ -12,7 +12,7 @@ from server import GUNICORN, PATIENCE_SECONDS, ROOT
 from settings import ConfigError, bind_addresses, read_settings, worker_count
 
 
-def test_without_any_variable_the_settings_are_the_contracts() -> None:
+def test_the_default_settings_are_those_of_the_contract() -> None:
     assert vars(read_settings({"PATH": "/bin", "PORT": "80"})) == {
         "data_dir": Path("data"),
         "trusted_proxies": Proxies(),
@@ -47,7 +47,7 @@ def test_without_any_variable_the_settings_are_the_contracts() -> None:
         ("TELEMETRY_PORTS", "1", "one of TELEMETRY_DATA_DIR, "),
     ],
 )
-def test_a_setting_of_no_use_is_one_line_with_name_value_and_what_is_wanted(
+def test_an_invalid_setting_is_one_line_with_name_value_and_what_is_wanted(
     name: str, value: str, wanted: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:
@@ -67,13 +67,13 @@ def test_a_setting_of_no_use_is_one_line_with_name_value_and_what_is_wanted(
         "TELEMETRY_SERVICE_PORT_HTTP",
     ],
 )
-def test_what_kubernetes_sets_for_a_service_called_telemetry_is_passed_over(name: str) -> None:
+def test_variables_of_a_kubernetes_service_called_telemetry_are_ignored(name: str) -> None:
     assert read_settings({name: "tcp://10.0.0.1:8000"}) == read_settings({})
 
 
 @pytest.mark.parametrize("value", ["auto", "abc", "", "0", "-1", "1.5", "9999"])
 @pytest.mark.parametrize("name", ["WEB_CONCURRENCY", "PORT"])
-def test_a_server_variable_of_no_use_stops_the_start_with_one_line(name: str, value: str) -> None:
+def test_an_invalid_server_variable_stops_the_start_with_one_line(name: str, value: str) -> None:
     if (name, value) == ("PORT", "9999"):
         value = "70000"
     ran = subprocess.run(

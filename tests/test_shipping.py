@@ -193,7 +193,7 @@ def report_on(data_dir: Path) -> dict[str, Any]:
     return found
 
 
-def test_syslog_ng_loses_nothing_and_doubles_are_known_by_their_id(
+def test_syslog_ng_loses_nothing_and_duplicates_are_recognised_by_id(
     collector_on: Callable[[int], DatedServer],
     receiver: Receiver,
     syslog_ng: SyslogNg,

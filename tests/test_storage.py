@@ -83,7 +83,9 @@ def test_files_are_0640_in_a_directory_of_0750(store: Store, data_dir: Path) -> 
     assert {path.stat().st_mode & 0o777 for path in data_dir.iterdir()} == {0o640}
 
 
-def test_acknowledged_means_written_synced_and_named(disk: FailingOs, data_dir: Path) -> None:
+def test_acknowledged_means_written_and_synced_with_its_name(
+    disk: FailingOs, data_dir: Path
+) -> None:
     data_dir.mkdir()
     steps = []
 
@@ -153,7 +155,7 @@ def test_a_write_that_stops_short_leaves_nothing(
 
 
 @pytest.mark.parametrize("failing", ["fsync ftruncate", "fsync ftruncate pread", "fsync open"])
-def test_what_could_not_be_cut_off_is_cut_off_before_the_next_append(
+def test_a_failed_roll_back_is_repeated_before_the_next_append(
     disk: FailingOs, data_dir: Path, failing: str
 ) -> None:
     appender = Appender(data_dir)
@@ -174,7 +176,7 @@ def test_what_could_not_be_cut_off_is_cut_off_before_the_next_append(
     assert (data_dir / NAME).read_bytes() == line(0) + line(4)
 
 
-def test_a_file_that_cannot_be_mended_holds_up_nothing_once_it_is_moved_away(
+def test_moving_away_a_file_that_cannot_be_repaired_lets_events_be_stored(
     disk: FailingOs, data_dir: Path
 ) -> None:
     appender = Appender(data_dir)
@@ -196,7 +198,7 @@ def test_a_file_that_cannot_be_mended_holds_up_nothing_once_it_is_moved_away(
 
 
 @pytest.mark.parametrize("length", [1, 60, 61, 179])
-def test_a_torn_write_that_could_not_be_cut_off_is_cut_off_later(
+def test_a_torn_write_that_could_not_be_rolled_back_is_cut_off_later(
     disk: FailingOs, data_dir: Path, length: int
 ) -> None:
     appender = Appender(data_dir)
@@ -251,7 +253,7 @@ def test_no_descriptor_is_lost_when_the_disk_fails(disk: FailingOs, data_dir: Pa
     assert (data_dir / NAME).read_bytes() == line(0) + line(2)
 
 
-def test_below_the_free_space_wanted_nothing_is_written(store: Store, data_dir: Path) -> None:
+def test_below_the_minimum_of_free_space_nothing_is_written(store: Store, data_dir: Path) -> None:
     store.append(EVENT)
     full = Store(data_dir, min_free_bytes=dayfiles.free_bytes(data_dir) * 2)
 
@@ -262,7 +264,7 @@ def test_below_the_free_space_wanted_nothing_is_written(store: Store, data_dir: 
     full.close()
 
 
-def test_a_live_file_that_was_moved_is_left_and_a_new_one_begun(data_dir: Path) -> None:
+def test_a_live_file_that_was_moved_is_left_alone_and_a_new_one_created(data_dir: Path) -> None:
     appender = Appender(data_dir)
     appender.append(NAME, line(1))
     (data_dir / NAME).rename(data_dir / "taken.jsonl")
@@ -272,7 +274,7 @@ def test_a_live_file_that_was_moved_is_left_and_a_new_one_begun(data_dir: Path) 
     assert (data_dir / NAME).read_bytes() == line(2)
 
 
-def test_a_live_file_that_was_deleted_is_begun_anew(data_dir: Path) -> None:
+def test_a_live_file_that_was_deleted_is_created_again(data_dir: Path) -> None:
     appender = Appender(data_dir)
     for n in range(3):
         appender.append(NAME, line(n))
@@ -308,7 +310,7 @@ def test_a_live_file_that_was_truncated_grows_from_there(data_dir: Path) -> None
     assert (data_dir / NAME).read_bytes() == line(1) + line(3)
 
 
-def test_a_directory_that_was_moved_away_is_made_anew(data_dir: Path) -> None:
+def test_a_directory_that_was_moved_away_is_created_again(data_dir: Path) -> None:
     appender = Appender(data_dir)
     appender.append(NAME, line(1))
     data_dir.rename(data_dir.with_name("old"))
@@ -367,7 +369,7 @@ def test_events_enqueued_before_the_first_wait_share_a_batch(
     assert [name for name, _ in disk.calls].count("write") == 1
 
 
-def test_the_time_to_wait_begins_when_somebody_waits(
+def test_the_deadline_starts_when_the_first_request_waits(
     store: Store, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not when the event is enqueued: until then nothing is written."""
@@ -380,7 +382,7 @@ def test_the_time_to_wait_begins_when_somebody_waits(
     assert (data_dir / NAME).read_bytes().count(b"\n") == 1
 
 
-def test_the_events_of_a_stalled_batch_are_not_waited_for_one_after_the_other(
+def test_the_events_of_a_stalled_batch_share_one_deadline(
     stall: Stall, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "STALLED_AFTER_SECONDS", 60)
@@ -393,7 +395,7 @@ def test_the_events_of_a_stalled_batch_are_not_waited_for_one_after_the_other(
     assert time.monotonic() - began < 100 * storage.MAX_WAIT_SECONDS / 2
 
 
-def test_trouble_is_logged_once_and_again_when_it_is_over(
+def test_an_error_is_logged_when_it_begins_and_when_it_ends(
     disk: FailingOs, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     disk.fail("write", errno.ENOSPC)
@@ -413,7 +415,7 @@ def test_trouble_is_logged_once_and_again_when_it_is_over(
     assert NAME in said[0]
 
 
-def test_health_tells_the_last_error_and_trusts_the_disk_again_after_a_while(
+def test_health_shows_the_last_error_and_recovers_after_a_while(
     disk: FailingOs, make_store: Callable[..., Store]
 ) -> None:
     now = [datetime(2026, 11, 23, 12, tzinfo=UTC)]
@@ -429,7 +431,7 @@ def test_health_tells_the_last_error_and_trusts_the_disk_again_after_a_while(
     assert store.health()["ok"] is True
 
 
-def test_health_is_of_events_whatever_becomes_of_refusals(
+def test_failing_refusals_do_not_affect_health(
     store: Store, data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (data_dir / f"refused-{DAY}.jsonl").mkdir(parents=True)
@@ -445,7 +447,7 @@ def test_health_is_of_events_whatever_becomes_of_refusals(
     ]
 
 
-def test_a_refusal_that_is_stored_says_nothing_of_events_that_are_not(
+def test_a_stored_refusal_does_not_hide_that_events_are_not_stored(
     store: Store, data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (data_dir / NAME).mkdir(parents=True)
@@ -460,7 +462,7 @@ def test_a_refusal_that_is_stored_says_nothing_of_events_that_are_not(
     assert len(caplog.records) == 1
 
 
-def test_health_is_bad_where_the_directory_may_not_even_be_looked_for(
+def test_health_is_bad_if_the_directory_cannot_be_looked_up(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path) -> bool:
@@ -479,7 +481,7 @@ def test_health_writes_nothing(disk: FailingOs, store: Store) -> None:
     assert {name for name, _ in disk.calls} == {"statvfs"}
 
 
-def test_refusals_are_noted_up_to_a_size(
+def test_refusals_are_written_up_to_a_size(
     store: Store, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     length = len(dayfiles.encode(EVENT)) + 1
@@ -491,7 +493,7 @@ def test_refusals_are_noted_up_to_a_size(
     assert (data_dir / f"refused-{DAY}.jsonl").stat().st_size == 3 * length
 
 
-def test_a_refusal_that_cannot_be_noted_is_only_logged(
+def test_a_refusal_that_cannot_be_written_is_only_logged(
     disk: FailingOs, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     disk.fail("write", errno.ENOSPC)
@@ -510,7 +512,7 @@ def test_refusals_are_not_synced(disk: FailingOs, store: Store, data_dir: Path) 
     assert (data_dir / f"refused-{DAY}.jsonl").exists()
 
 
-def test_events_that_wait_together_share_one_write_and_one_sync(
+def test_events_queued_together_share_one_write_and_one_sync(
     disk: FailingOs, store: Store, data_dir: Path
 ) -> None:
     """While the disk syncs one batch, the next one fills."""
@@ -531,7 +533,7 @@ def test_events_that_wait_together_share_one_write_and_one_sync(
     assert (data_dir / NAME).read_bytes().count(b"\n") == 21
 
 
-def test_a_stalled_disk_is_answered_in_time_and_then_at_once(
+def test_during_a_stall_the_first_event_fails_in_time_and_later_ones_at_once(
     stall: Stall, store: Store, data_dir: Path
 ) -> None:
     with pytest.raises(NotStored, match="no answer from the disk"):
@@ -549,7 +551,7 @@ def test_a_stalled_disk_is_answered_in_time_and_then_at_once(
     assert json.loads((data_dir / NAME).read_bytes().splitlines()[-1])["id"] == "after"
 
 
-def test_a_batch_given_up_before_its_turn_is_never_written(
+def test_a_batch_cancelled_before_it_runs_is_never_written(
     stall: Stall, store: Store, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data_dir.mkdir()
@@ -580,7 +582,7 @@ def test_a_batch_whose_deadline_passes_while_another_worker_holds_the_lock_is_no
     assert ids == ["x", "next"]
 
 
-def test_a_failed_sync_is_rolled_back_before_anybody_appends_behind_it(
+def test_a_failed_sync_is_rolled_back_before_the_next_append(
     disk: FailingOs, data_dir: Path
 ) -> None:
     """The lock is held until then: after a failed sync the lines may be on the disk, or not."""
@@ -629,7 +631,7 @@ def test_the_queue_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
     store.append(EVENT)  # there is room again
 
 
-def test_without_room_for_a_thread_an_event_is_not_stored_and_the_next_one_is(
+def test_if_no_thread_can_start_an_event_fails_and_the_next_one_is_stored(
     store: Store, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(thread: threading.Thread) -> None:
@@ -672,7 +674,7 @@ def test_each_new_directory_is_durable_before_the_next_is_made_in_it(
     ]
 
 
-def test_a_worker_that_finds_the_directory_syncs_its_name_before_it_acknowledges(
+def test_a_worker_syncs_the_name_of_an_existing_directory_before_it_acknowledges(
     disk: FailingOs, data_dir: Path
 ) -> None:
     """The worker that made it may have died before it could."""
@@ -733,7 +735,7 @@ def test_a_key_that_is_not_32_bytes_is_replaced(
     assert json.loads((data_dir / NAME).read_bytes())["ip"] == key.hex()
 
 
-def test_a_days_key_is_one_for_all_workers_and_another_the_next_day(
+def test_all_workers_share_the_days_key_and_the_next_day_has_another(
     make_store: Callable[..., Store], data_dir: Path
 ) -> None:
     tomorrow = "2026-11-24T00:00:00.000Z"
@@ -749,7 +751,9 @@ def test_a_days_key_is_one_for_all_workers_and_another_the_next_day(
     assert ips[0] != ips[1]
 
 
-def test_the_key_is_part_of_the_batch(disk: FailingOs, store: Store, data_dir: Path) -> None:
+def test_a_days_key_is_created_within_the_batch(
+    disk: FailingOs, store: Store, data_dir: Path
+) -> None:
     data_dir.mkdir()
     for batch in [store.enqueue(EVENT | {"ip": None, "n": n}, keyed) for n in range(50)]:
         store.wait(batch)
@@ -796,7 +800,7 @@ def test_only_the_records_own_address_is_filled_in(store: Store, data_dir: Path)
         ),
     ],
 )
-def test_health_is_bad_where_an_event_would_not_be_stored(
+def test_health_is_bad_if_an_event_would_not_be_stored(
     make_store: Callable[..., Store], data_dir: Path, spoil: Callable[[Path], object]
 ) -> None:
     spoil(data_dir)

@@ -92,7 +92,7 @@ def test_the_instructions_are_found() -> None:
     assert SOCKET_DROP_IN[0] == "[Socket]"
 
 
-def test_installed_it_takes_events_as_a_user_of_its_own(machine: Machine) -> None:
+def test_installed_it_stores_events_as_its_own_user(machine: Machine) -> None:
     assert machine.send_core().status == 204
     assert machine.send_cli(projectId="installed").status == 204
     assert machine.send("GET", "/healthz").status == 200
@@ -124,7 +124,7 @@ def test_under_load_no_connection_is_refused_or_lost(machine: Machine, command: 
     assert all(projects(machine)[project] == 1 for project in load.projects())
 
 
-def test_after_a_kill_it_comes_back_with_all_that_was_acknowledged(machine: Machine) -> None:
+def test_after_a_kill_it_restarts_with_every_acknowledged_event(machine: Machine) -> None:
     with Load(machine, 6) as load:
         load.wait_for(204, 50)
         killed = main_pid(machine)
@@ -153,7 +153,7 @@ def test_it_stops_in_time_whatever_clients_do(machine: Machine) -> None:
     assert set(outcome.splitlines()) == {"Result=success", "ExecMainStatus=0"}
 
 
-def test_the_kernel_holds_it_in_its_sandbox(machine: Machine) -> None:
+def test_the_kernel_enforces_its_sandbox(machine: Machine) -> None:
     pid = main_pid(machine)
     lines = machine.run(f"cat /proc/{pid}/status").splitlines()
     status = {name: value.split() for name, value in (line.split(":", 1) for line in lines)}
@@ -167,11 +167,11 @@ def test_the_kernel_holds_it_in_its_sandbox(machine: Machine) -> None:
     assert writable == "/var/lib/telemetry"
 
 
-def test_systemd_finds_it_little_exposed(machine: Machine) -> None:
+def test_systemd_analyze_rates_its_exposure_as_low(machine: Machine) -> None:
     machine.run(f"systemd-analyze security --no-pager --threshold={MOST_EXPOSURE} telemetry")
 
 
-def test_it_makes_no_system_call_that_it_may_not(machine: Machine) -> None:
+def test_it_makes_no_forbidden_system_call(machine: Machine) -> None:
     with drop_in(machine, "telemetry.service", ["[Service]", "SystemCallErrorNumber=kill"]):
         pid = main_pid(machine)
         since = machine.run("date +'%F %T'")
@@ -199,7 +199,7 @@ def test_it_speaks_to_no_other_machine(machine: Machine) -> None:
     assert refused.endswith("PermissionError: [Errno 1] Operation not permitted")
 
 
-def test_another_address_is_listened_on_as_documented_and_by_whom_is_allowed(
+def test_another_listen_address_works_as_documented_for_those_allowed(
     machine: Machine,
 ) -> None:
     for address in ("10.0.0.1", "192.0.2.2"):
@@ -225,7 +225,7 @@ def test_another_data_directory_works_as_documented(machine: Machine) -> None:
     assert "elsewhere" not in projects(machine)
 
 
-def test_hashed_addresses_have_a_key_that_only_the_server_reads(machine: Machine) -> None:
+def test_only_the_server_can_read_the_key_of_hashed_addresses(machine: Machine) -> None:
     with settings(machine, "TELEMETRY_IP=hashed"):
         assert machine.send_cli(projectId="hashed").status == 204
 
@@ -269,7 +269,7 @@ def test_a_person_is_forgotten_beside_the_running_server(machine: Machine) -> No
     assert set(load.statuses) == {204}
 
 
-def test_a_wrong_setting_is_one_line_in_the_journal_and_keeps_no_client_waiting(
+def test_an_invalid_setting_is_one_line_in_the_journal_and_leaves_no_client_waiting(
     machine: Machine,
 ) -> None:
     path = machine.path("/etc/telemetry.env")

@@ -28,7 +28,7 @@ def compact(record: dict[str, Any]) -> bytes:
 
 
 @pytest.mark.parametrize("path", REQUESTS, ids=lambda path: path.stem)
-def test_a_shipped_clients_request_is_stored_whole(server: Server, path: Path) -> None:
+def test_a_shipped_clients_request_is_stored_completely(server: Server, path: Path) -> None:
     sent = json.loads(path.read_text(encoding="utf-8"))
     head = f"{sent['method']} {sent['target']} HTTP/1.1\r\n"
     head += "".join(f"{name}: {value}\r\n" for name, value in sent["headers"])

@@ -86,7 +86,7 @@ def test_a_client_that_has_stopped_sending_gets_all_its_responses(server: Server
     assert projects(server) == ["1", "2", "3"]
 
 
-def test_what_follows_a_refused_request_on_its_connection_is_a_request(server: Server) -> None:
+def test_a_connection_serves_the_next_request_after_a_rejected_one(server: Server) -> None:
     with server.connect() as sock:
         sock.sendall(request("POST", "/cli", body=b"{}") + request("POST", "/nope", body=GOOD))
         sock.sendall(event(1, CLOSE))
@@ -140,7 +140,7 @@ def in_chunks(size: int, extension: bytes = b"", trailers: bytes = b"") -> bytes
         pytest.param(in_chunks(10, b"", b"X: y\r\nZ: 1\r\n"), id="with trailers"),
     ],
 )
-def test_a_chunked_event_is_stored_wherever_its_packets_are_cut(
+def test_a_chunked_event_is_stored_however_it_is_split_into_packets(
     server: Server, body: bytes
 ) -> None:
     content = request("POST", "/cli", [CHUNKED], body) + event(1, CLOSE)
@@ -185,7 +185,9 @@ def test_broken_chunks_are_a_400_and_end_the_connection(server: Server, body: by
 # More than the worker keeps.
 
 
-def test_a_full_worker_gives_up_who_has_waited_longest(serve: Callable[..., Server]) -> None:
+def test_a_full_worker_drops_the_connection_that_has_waited_longest(
+    serve: Callable[..., Server],
+) -> None:
     server = serve("--worker-connections=10")
     connections = [server.connect() for _ in range(15)]
     for connection in connections:
@@ -201,7 +203,7 @@ def test_a_full_worker_gives_up_who_has_waited_longest(serve: Callable[..., Serv
         connection.close()
 
 
-def test_incomplete_bodies_are_bounded_in_all(server: Server) -> None:
+def test_the_memory_of_incomplete_bodies_is_bounded_in_total(server: Server) -> None:
     """Four hundred bodies of 60 KiB, each without its last byte, are over 16 MiB."""
     head = request("POST", "/cli", [("Content-Length", str(60 * 1024 + 1))])
     connections = []
@@ -262,7 +264,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def test_a_socket_handed_over_by_systemd_is_served(data_dir: Path) -> None:
+def test_a_socket_passed_by_systemd_is_served(data_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     launcher = [sys.executable, "-c", INHERIT, str(port)]
@@ -316,7 +318,7 @@ def test_with_port_both_families_are_served(data_dir: Path) -> None:
         "--http2-cleartext=upgrade",
     ],
 )
-def test_what_the_worker_does_not_do_stops_the_start_with_one_line(argument: str) -> None:
+def test_an_unsupported_setting_of_the_worker_stops_the_start_with_one_line(argument: str) -> None:
     ran = subprocess.run(
         [GUNICORN, "--bind", "127.0.0.1:0", "--log-level=error", argument],
         cwd=ROOT,
@@ -333,7 +335,7 @@ def test_what_the_worker_does_not_do_stops_the_start_with_one_line(argument: str
 # Replacing workers, and errors that end none.
 
 
-def test_a_slow_client_holds_up_nobody_while_a_worker_is_replaced(
+def test_a_slow_client_delays_nobody_while_a_worker_is_replaced(
     serve: Callable[..., Server],
 ) -> None:
     server = serve("--max-requests=3")
@@ -345,7 +347,7 @@ def test_a_slow_client_holds_up_nobody_while_a_worker_is_replaced(
     assert_answered_at_once(server)
 
 
-def test_without_threads_a_worker_goes_on_and_stores_again_when_it_may(
+def test_a_worker_that_cannot_start_threads_recovers_when_it_can(
     serve: Callable[..., Server], tmp_path: Path
 ) -> None:
     allowed = tmp_path / "allowed"
@@ -361,7 +363,7 @@ def test_without_threads_a_worker_goes_on_and_stores_again_when_it_may(
     assert len(server.lines()) == 1
 
 
-def test_an_error_in_the_loop_costs_one_connection_and_no_worker(
+def test_an_error_in_the_loop_ends_one_connection_and_not_the_worker(
     serve: Callable[..., Server],
 ) -> None:
     server = serve("--pythonpath=tests", "--worker-class=faulty_worker.FaultyWorker")
