@@ -1,7 +1,7 @@
 """The collector: two data endpoints, a page that explains them, and a health check.
 
 gunicorn        serve (gunicorn.conf.py names create_app)
-flask report    tell what was collected
+flask report    how many use the framework, and with what
 flask forget    erase one person's events
 """
 
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Collector:
-    """What the views and the server need of the app they run in."""
+    """The state of one app: its settings, its store and its housekeeping."""
 
     settings: Settings
     store: Store
@@ -59,7 +59,7 @@ class Collector:
             log.warning(message)
 
     def start(self) -> None:
-        """Start the threads.  Call it after a fork, which does not copy them."""
+        """Start the threads; call this after a fork, which does not copy threads."""
         self.store.start()
         self.housekeeping.start()
 
@@ -85,10 +85,10 @@ def create_app(settings: Settings | None = None, clock: Callable[[], datetime] =
         ),
     )
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    app.url_map.merge_slashes = False  # no redirect, whatever the path is
+    app.url_map.merge_slashes = False  # it would redirect, and a redirected POST becomes a GET
     app.register_blueprint(bp)
-    app.register_error_handler(Rejected, refuse)
-    app.register_error_handler(NotStored, try_again)
+    app.register_error_handler(Rejected, reject)
+    app.register_error_handler(NotStored, retry_later)
     app.register_error_handler(HTTPException, explain)
     app.cli.add_command(report_command)
     app.cli.add_command(forget_command)
@@ -96,7 +96,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], datetime] =
 
 
 class AnyHost(Flask):
-    """Flask, for whatever Host a request names: Werkzeug refuses what is no host name."""
+    """Flask that serves any Host header; Werkzeug rejects what is not a host name."""
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         if request is None:
@@ -104,7 +104,7 @@ class AnyHost(Flask):
         return self.url_map.bind("localhost", default_method=request.method, path_info=request.path)
 
 
-# Prepared once, since they never differ: the responses to an event.
+# These responses never differ, so they are prepared once.
 IMAGE_STORED = prepare(200, PIXEL, "image/gif", (("X-Telemetry-Outcome", "stored"),))
 IMAGE_OPTED_OUT = prepare(200, PIXEL, "image/gif", (("X-Telemetry-Outcome", "opted-out"),))
 STORED = prepare(204, more=(("X-Telemetry-Outcome", "stored"),))
@@ -125,10 +125,11 @@ def respond(prepared: Prepared) -> Response:
 
 
 class OnceStored(Response):
-    """The response to an enqueued event: `stored`, once it is on disk.
+    """The response to an enqueued event: `stored`, or RETRY_LATER if it is not on disk in time.
 
-    It waits, and starts the response, when the server asks for the body.  Before that the
-    server may have more events enqueued, which then share the sync.
+    It waits for the disk only when the server asks for the body (PEP 3333 allows starting a
+    response as late as that).  Until then the server can enqueue more events, which share the
+    sync.
     """
 
     default_mimetype = None
@@ -152,7 +153,7 @@ bp = Blueprint("collect", __name__)
 
 @bp.get("/")
 def home() -> Response:
-    """The transparency page; with a payload, an event."""
+    """The transparency page, or an event if there is a payload."""
     return image() if "payload" in request.args else page()
 
 
@@ -199,7 +200,7 @@ def healthz() -> Response:
 
 
 def collect(source: str, payload: dict[str, Any], stored: Prepared) -> Response:
-    """Enqueue an event; return the response that waits until it is on disk."""
+    """Enqueue an event, and return the response that waits until it is on disk."""
     here, environ = collector(), request.environ
     event: dict[str, Any] = {
         "id": str(uuid4()),
@@ -221,7 +222,7 @@ def collect(source: str, payload: dict[str, Any], stored: Prepared) -> Response:
 
 
 def has_opted_out() -> bool:
-    """Global Privacy Control (w3c.github.io/gpc) or its forerunner, Do Not Track."""
+    """Tell whether Global Privacy Control (w3c.github.io/gpc) or Do Not Track is on."""
     environ = request.environ
     if not ("HTTP_SEC_GPC" in environ or "HTTP_DNT" in environ):
         return False
@@ -231,7 +232,7 @@ def has_opted_out() -> bool:
 
 
 def client_hostname(environ: WSGIEnvironment) -> str | None:
-    """Return the host of the page that sent the request: of `Origin`, else of `Referer`."""
+    """Return the host of `Origin`, else of `Referer`."""
     origin = parsing.parse_hostname(environ.get("HTTP_ORIGIN", ""))
     return origin or parsing.parse_hostname(environ.get("HTTP_REFERER", ""))
 
@@ -249,32 +250,32 @@ def client_address(here: Collector, environ: WSGIEnvironment) -> parsing.Address
 
 
 NO_ADDRESS = (
-    "requests come without an address, by a Unix socket; if a proxy sends them, put unix into "
+    "requests arrive on a Unix socket, without an address; if a proxy sends them, add unix to "
     "TELEMETRY_TRUSTED_PROXIES"
 )
 UNTRUSTED_PROXY = (
-    "X-Forwarded-For came from a private address that is not trusted, so that address was taken "
-    "for the client's; if it is your proxy's, set TELEMETRY_TRUSTED_PROXIES to it"
+    "X-Forwarded-For came from a private address that is not trusted, so that address is stored "
+    "as the client's; if it is your proxy's, add it to TELEMETRY_TRUSTED_PROXIES"
 )
 
 
 def read_body() -> bytes:
-    """Return the whole body.  Raises Rejected where it is too long, cut short or compressed.
+    """Return the complete body.  Raises Rejected if it is too long, incomplete or compressed.
 
-    Not Werkzeug's get_data(): it cuts a chunked body at its limit, and takes a
-    body that ends early for a whole one, in silence both times.
+    Werkzeug's get_data() would silently truncate a chunked body at its limit, and accept a
+    body that ends early.
     """
     environ = request.environ
     content_coding = environ.get("HTTP_CONTENT_ENCODING", "").lower()
     transfer_coding = environ.get("HTTP_TRANSFER_ENCODING", "").lower()
     if content_coding not in ("", "identity") or transfer_coding not in ("", "identity", "chunked"):
         raise Rejected("body: must not be compressed.", status=415)
-    length = int(environ.get("CONTENT_LENGTH") or 0)  # 0, too, where the body is chunked
+    length = int(environ.get("CONTENT_LENGTH") or 0)  # 0 also if the body is chunked
     if length <= MAX_BODY_BYTES:
         try:
             body: bytes = environ["wsgi.input"].read(length or MAX_BODY_BYTES + 1)
         except (OSError, ParseException) as exc:
-            raise Rejected("body: want it whole, got a broken chunk or an early end.") from exc
+            raise Rejected("body: ended early, or a chunk is malformed.") from exc
     if length > MAX_BODY_BYTES or len(body) > MAX_BODY_BYTES:
         raise Rejected(f"body: want at most {MAX_BODY_BYTES} bytes, got more.", status=413)
     if len(body) < length:
@@ -296,12 +297,12 @@ def page() -> Response:
 
 DETAILS = {
     404: "There is no such route.",
-    405: "The route does not take this method.",
-    500: "The server has an error of its own.",
+    405: "The route does not support this method.",
+    500: "Internal error; the server's log has the reason.",
 }
 
 
-def refuse(exc: Rejected) -> Response:
+def reject(exc: Rejected) -> Response:
     collector().store.record_refusal(
         {
             "received_at": timestamp(collector().store.clock()),
@@ -314,12 +315,12 @@ def refuse(exc: Rejected) -> Response:
     return respond(problem(exc.status, exc.detail, exc.field))
 
 
-def try_again(_: NotStored) -> Response:
+def retry_later(_: NotStored) -> Response:
     return respond(RETRY_LATER)
 
 
 def explain(exc: HTTPException) -> Response:
-    """Turn Flask's own answers (404, 405, 500) into problem documents."""
+    """Turn Flask's own error responses (404, 405, 500) into problem documents."""
     status = exc.code or 500
     allowed = getattr(exc, "valid_methods", None)
     more = (("Allow", ", ".join(sorted(allowed))),) if allowed else ()
@@ -331,8 +332,8 @@ def collector() -> Collector:
 
 
 def warm_up(app: Flask) -> None:
-    """Import and build now what the first requests need; writes nothing."""
-    random.seed(b"")  # as gunicorn does after the fork; the first time imports, since Python 3.12
+    """Import and build what the first requests need, without writing anything."""
+    random.seed(b"")  # gunicorn does so after the fork; from Python 3.12 on, the first call imports
     parsing.describe_agent("")
     parsing.parse_hostname("https://\xc3\xa4.example/")
     for method, path in (("GET", "/"), ("GET", "/healthz"), ("GET", "/no-such-route")):

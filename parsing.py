@@ -1,6 +1,6 @@
-"""What a client sent, as plain values: payloads, addresses, host names, user agents.
+"""Parse what a client sent: payloads, addresses, host names, user agents.
 
-Text and bytes come in; a normal form goes out, or `Rejected` is raised.
+Each function turns text or bytes into a normal form, or raises `Rejected`.
 """
 
 import base64
@@ -21,10 +21,10 @@ from ua_parser.regex import Resolver as RegexResolver
 MAX_TEXT_CHARS = 256
 MAX_PACKAGES = 256
 MAX_RESOURCES = 1_000_000
-MAX_AGENT_CHARS = 512  # matching takes longer the longer the text is
+MAX_AGENT_CHARS = 512  # the time to match grows with the length
 MAX_HOSTNAME_CHARS = 253
-MAX_KNOWN = 256  # results kept, of addresses and of host names: the same ones come again
-MAX_KNOWN_AGENTS = 10_000  # likewise
+MAX_KNOWN = 256  # cached addresses and host names: the same ones come again
+MAX_KNOWN_AGENTS = 10_000  # cached user agents
 
 PROVIDERS = ("auth", "data", "router", "live", "notification", "auditLog", "i18n", "accessControl")
 
@@ -38,25 +38,25 @@ TYPE_NAMES = {
     type(None): "null",
 }
 
-# Control characters, and halves of surrogate pairs: no text, and not safe in a terminal.
+# Control characters, which are unsafe in a terminal, and lone surrogates, which are no text.
 UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
-MISSING = object()  # what a field that was not sent holds; null is another thing
+MISSING = object()  # the value of a field that was not sent, as opposed to null
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Rejected(Exception):
-    """The sender's mistake: `detail` is for people, and never holds a value that was sent."""
+    """The request is not valid.  `detail` is for people, and never holds a value that was sent."""
 
     def __init__(self, detail: str, *, field: str | None = None, status: int = 400) -> None:
         super().__init__(detail)
         self.detail, self.field, self.status = detail, field, status
 
 
-# Checkers: one for each kind of value.  Each takes the value and the field's
-# name, and returns the normal form or raises Rejected.
+# A checker for each kind of value: it takes the value and the field's name, and returns the
+# normal form or raises Rejected.
 
 
 def text(value: Any, field: str) -> str:
@@ -66,7 +66,7 @@ def text(value: Any, field: str) -> str:
     if not 1 <= len(value) <= MAX_TEXT_CHARS:
         raise Rejected(f"{field}: want {wanted}, got {len(value)}.", field=field)
     if UNSAFE.search(value):
-        seen = "a control character or half a surrogate pair"
+        seen = "a control character or a lone surrogate"
         raise Rejected(f"{field}: want printable characters, got {seen}.", field=field)
     return value
 
@@ -77,11 +77,11 @@ def optional_text(value: Any, field: str) -> str | None:
 
 def resource_count(value: Any, field: str) -> int:
     wanted = f"an integer from 0 to {MAX_RESOURCES}"
-    # Not isinstance(): True is an int in Python, and no number in JSON.
+    # isinstance() would accept True, which is an int in Python but no number in JSON.
     if type(value) is not int:
         raise unwanted(field, wanted, value)
     if not 0 <= value <= MAX_RESOURCES:
-        raise Rejected(f"{field}: want {wanted}, got one outside of it.", field=field)
+        raise Rejected(f"{field}: want {wanted}, got one out of range.", field=field)
     return value
 
 
@@ -112,7 +112,7 @@ def packages(value: Any, field: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a payload; `about` tells people what it holds."""
+    """A field of a payload; `about` describes it on the transparency page."""
 
     name: str
     check: Callable[[Any, str], Any]
@@ -123,7 +123,7 @@ CORE = (
     Field("providers", providers, f"which of the app's providers are set: {', '.join(PROVIDERS)}"),
     Field("version", text, "the version of the framework"),
     Field("resourceCount", resource_count, "how many resources the app has"),
-    Field("projectId", optional_text, "the project's own identifier, where it has one"),
+    Field("projectId", optional_text, "the project's own identifier, if it has one"),
 )
 
 CLI = (
@@ -134,7 +134,7 @@ CLI = (
     Field("command", optional_text, "the command that ran, such as “dev”"),
     Field("packages", packages, "the framework's installed packages, with their versions"),
     Field("projectFramework", text, "what the project is built with, such as “vite”"),
-    Field("projectId", optional_text, "the project's own identifier, where it has one"),
+    Field("projectId", optional_text, "the project's own identifier, if it has one"),
 )
 
 PACKAGE = (Field("name", text), Field("version", optional_text))
@@ -146,7 +146,7 @@ def unwanted(field: str, wanted: str, value: Any) -> Rejected:
 
 
 def check_fields(fields: Iterable[Field], value: Any, path: str = "") -> dict[str, Any]:
-    """Return the normal form of `value`: every field listed, in that order, and no other."""
+    """Return all listed fields of the object, in that order, and no others."""
     if type(value) is not dict:
         what = path or "payload"
         raise Rejected(
@@ -162,7 +162,7 @@ def parse_core(encoded: str) -> dict[str, Any]:
     try:
         decoded = raw.decode()
     except UnicodeDecodeError:
-        # btoa() writes each code unit below 256 as one byte: that is Latin-1.
+        # btoa() encodes each code unit as one byte, which is Latin-1.
         decoded = raw.decode("latin-1")
     return check_fields(CORE, parse_json(decoded))
 
@@ -172,16 +172,16 @@ def parse_cli(body: bytes) -> dict[str, Any]:
     try:
         decoded = body.decode()
     except UnicodeDecodeError as exc:
-        raise Rejected(f"payload: want UTF-8, got another byte at {exc.start}.") from exc
+        raise Rejected(f"payload: want UTF-8, got an invalid byte at {exc.start}.") from exc
     return check_fields(CLI, parse_json(decoded))
 
 
-# Space: what a query's "+" turns into.  Line breaks: what MIME encoders add.
+# A "+" in a query string arrives as a space; MIME encoders add line breaks.
 BASE64_VARIANTS = str.maketrans({"-": "+", "_": "/", " ": "+", "\r": None, "\n": None})
 
 
 def decode_base64(encoded: str) -> bytes:
-    """Decode any of RFC 4648's two alphabets, padded or not, percent-escaped or not."""
+    """Decode either alphabet of RFC 4648, padded or not, percent-escaped or not."""
     standard = unquote(encoded).translate(BASE64_VARIANTS)
     digits = standard.rstrip("=")
     padding = "=" * (-len(digits) % 4)
@@ -198,7 +198,7 @@ def refuse_constant(_: str) -> NoReturn:
 
 
 def whole_number(digits: str) -> int:
-    """Return the number, or one that is too large for any field, too, but quickly read."""
+    """Parse at most 20 digits: more are out of range anyway, and slow to parse."""
     return int(digits[:20])
 
 
@@ -222,9 +222,9 @@ HOST_AND_PORT = re.compile(r"(\[(?P<bracketed>.+)\]|(?P<plain>[^:]+))(:\d{1,5})?
 
 @lru_cache(MAX_KNOWN)
 def parse_address(written: str) -> Address | None:
-    """Return the IP address of `1.2.3.4`, `1.2.3.4:5`, `::1`, `[::1]` or `[::1]:5`.
+    """Return the IP address in `1.2.3.4`, `1.2.3.4:5`, `::1`, `[::1]` or `[::1]:5`, else None.
 
-    An IPv4-mapped IPv6 address comes back as IPv4; a zone identifier is no address.
+    An IPv4-mapped IPv6 address becomes IPv4; an address with a zone identifier is None.
     """
     bare = written.strip()
     if match := HOST_AND_PORT.fullmatch(bare):
@@ -239,7 +239,7 @@ def parse_address(written: str) -> Address | None:
 
 
 def parse_network(written: str) -> Network:
-    """Return a network of addresses as parse_address() gives them.  Raises ValueError."""
+    """Return a network that parse_address() can return addresses of.  Raises ValueError."""
     network = ipaddress.ip_network(written)
     address = network.network_address
     if isinstance(address, ipaddress.IPv6Address) and (address.scope_id or address.ipv4_mapped):
@@ -249,7 +249,7 @@ def parse_network(written: str) -> Network:
 
 @dataclass(frozen=True)
 class Proxies:
-    """Whose `X-Forwarded-For` is believed; `unix` is whoever connects by a Unix socket."""
+    """Those whose `X-Forwarded-For` is trusted; `unix` stands for all peers on a Unix socket."""
 
     networks: tuple[Network, ...] = ()
     unix: bool = False
@@ -262,10 +262,10 @@ class Proxies:
 
 
 def client_address(peer: str, forwarded_for: str, proxies: Proxies) -> Address | None:
-    """Return the first address, seen from this server, that is not a trusted proxy's.
+    """Return the nearest address that does not belong to a trusted proxy.
 
-    `peer` is empty for a Unix socket.  `forwarded_for` is `X-Forwarded-For`: nearest hop
-    last.  An entry that is no address ends the walk at the last good one.
+    `peer` is empty for a Unix socket.  `forwarded_for` is the header, its nearest hop last;
+    an entry that is no address ends the search at the hop before it.
     """
     address = parse_address(peer)
     is_trusted = address in proxies if peer else proxies.unix
@@ -278,13 +278,13 @@ def client_address(peer: str, forwarded_for: str, proxies: Proxies) -> Address |
 
 
 def mask_address(address: Address) -> str:
-    """Return the network the address is in: /24 for IPv4, /48 for IPv6."""
+    """Return the address of its network: /24 for IPv4, /48 for IPv6."""
     prefix = 24 if address.version == 4 else 48
     return str(ipaddress.ip_network((address, prefix), strict=False).network_address)
 
 
 def hash_address(address: Address, key: bytes) -> str:
-    """Return 64 hexadecimal digits that mean nothing once `key` is gone (RFC 2104)."""
+    """Return the HMAC-SHA-256 (RFC 2104) in 64 hexadecimal digits."""
     return hmac.new(key, address.packed, hashlib.sha256).hexdigest()
 
 
@@ -297,15 +297,16 @@ NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
 
 @lru_cache(MAX_KNOWN)
 def parse_hostname(url: str) -> str | None:
-    """Return the host that `url` names, in lower case and without its port.
+    """Return the host of a URL, in lower case and without its port.
 
-    None where there is no host, or one that is neither a DNS name nor an address.
+    None if there is no host, or if it is neither a DNS name nor an address.
     """
     try:
-        # WSGI hands headers over as Latin-1, whatever they were (PEP 3333).
+        # WSGI decodes headers as Latin-1, whatever their encoding is (PEP 3333).
         match = HOST_OF_URL.fullmatch(url.encode("latin-1").decode())
         host = match[1].lower().removesuffix(".") if match else ""
-        # Not urlsplit(): it takes the square of the host's length in time, and so does "idna".
+        # The "idna" codec takes quadratic time, so the length is limited first.  urlsplit()
+        # is quadratic, too.
         if not host.isascii() and len(host) <= MAX_HOSTNAME_CHARS:
             host = host.encode("idna").decode()
     except ValueError:
@@ -313,14 +314,14 @@ def parse_hostname(url: str) -> str | None:
     if address := parse_address(host):
         return str(address)
     labels = host.split(".")
-    # A host that ends in a number is an IPv4 address or nothing (WHATWG URL).
+    # A host whose last label is a number is an IPv4 address or invalid (WHATWG URL Standard).
     if len(host) > MAX_HOSTNAME_CHARS or NUMBER.fullmatch(labels[-1]):
         return None
     return host if all(map(LABEL.fullmatch, labels)) else None
 
 
 def describe_agent(header: str) -> dict[str, str | None]:
-    """Return browser and operating system, each with its version; None where nothing matched."""
+    """Return browser, operating system and their versions; None for what did not match."""
     return match_agent(header[:MAX_AGENT_CHARS])
 
 
@@ -338,7 +339,7 @@ def match_agent(agent: str) -> dict[str, str | None]:
 
 @cache
 def agent_resolver() -> Resolver:
-    """Build the matcher, which takes a moment; without devices it has half the size."""
+    """Build the matcher, which is slow.  Without devices it takes half the memory."""
     browsers, systems, _ = load_lazy_builtins()
     return RegexResolver((browsers, systems, []))
 

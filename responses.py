@@ -1,4 +1,4 @@
-"""What the application and the worker have in common when they answer."""
+"""Responses that the application and the worker share."""
 
 from http import HTTPStatus
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from dayfiles import encode
 
 RETRY_AFTER_SECONDS = 30
 
-# What every response has.
+# Headers of every response.
 COMMON_HEADERS = (
     ("Cache-Control", "no-store"),  # a cached image swallows the next visit
     ("Access-Control-Allow-Origin", "*"),
@@ -20,7 +20,7 @@ Headers = tuple[tuple[str, str], ...]
 
 
 class Prepared(NamedTuple):
-    """A response as WSGI wants it, which nobody can change for the next client."""
+    """An immutable response in WSGI's terms, safe to send to many clients."""
 
     status: str
     headers: Headers

@@ -1,9 +1,9 @@
-"""What an operator may set, each by an environment variable, read once at start.
+"""The settings: environment variables, read once at start.
 
     python settings.py COMMAND…    check the environment, then run the command
 
-gunicorn reads WEB_CONCURRENCY while it is imported, and ends with a traceback where that is
-no number; checked before, it ends with one line.
+gunicorn reads WEB_CONCURRENCY when it is imported, and ends with a traceback if that is not a
+number; checked before, the start ends with one line.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ from parsing import Proxies, parse_network
 VERSION = "1.0.0"  # the newest release in CHANGELOG.md
 
 PREFIX = "TELEMETRY_"
-# Kubernetes sets these in every pod where a Service is called "telemetry".
+# Kubernetes sets these in every pod if a Service is called "telemetry".
 KUBERNETES_NAME = re.compile(r"TELEMETRY_(PORT(_.*)?|SERVICE_.*)")
 
-# What is done to the client's address in each mode, in the words of the page.
+# What happens to the client's address in each mode, in the words of the transparency page.
 ADDRESS_MODES = {
-    "full": "kept as it is",
+    "full": "stored as it is",
     "masked": "cut to its network (/24 for IPv4, /48 for IPv6) before it is stored",
     "hashed": "replaced, before it is stored, by a keyed hash; "
-    "the key is random, made anew each day, and destroyed",
+    "the key is random, a new one each day, and destroyed afterwards",
     "none": "not stored",
 }
 
@@ -38,13 +38,13 @@ class ConfigError(SystemExit):
     """A setting that cannot be used.  Uncaught, it ends the program with its one line."""
 
 
-# Parsers: each takes the text of a variable, and returns its value or raises ValueError
-# with what is wanted.
+# A parser for each kind of value: it takes the text of a variable, and returns the value or
+# raises ValueError with what is wanted.
 
 
 def directory(value: str) -> Path:
     path = Path(value)
-    with contextlib.suppress(OSError):  # it may be allowed by the time it is made
+    with contextlib.suppress(OSError):  # it may be accessible by the time it is created
         if not value or any(there.is_file() for there in (path, *path.parents)):
             raise ValueError("a directory")
     return path
@@ -84,7 +84,7 @@ def variable(default: str, parser: Callable[[str], Any], about: str) -> dict[str
 
 @dataclass(frozen=True)
 class Settings:
-    """Each field is the variable TELEMETRY_ and its name in capitals."""
+    """The variables with the prefix TELEMETRY_, each a field of the same name in lower case."""
 
     data_dir: Path = field(metadata=variable("data", directory, "where the files live"))
     trusted_proxies: Proxies = field(
@@ -107,7 +107,7 @@ NAMES = {f"{PREFIX}{one.name.upper()}": one for one in fields(Settings)}
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
-    """Return the settings in `environ`.  Raises ConfigError on a value or name of no use."""
+    """Return the settings in `environ`.  Raises ConfigError for an invalid value or name."""
     for name, value in environ.items():
         if name.startswith(PREFIX) and name not in NAMES and not KUBERNETES_NAME.fullmatch(name):
             raise ConfigError(f"{name}={value!r}: want one of {', '.join(NAMES)}")
@@ -134,14 +134,14 @@ def worker_count(environ: Mapping[str, str]) -> int:
 
 
 def bind_addresses(environ: Mapping[str, str]) -> list[str]:
-    """Return where to listen: at $PORT on every interface, else on this machine only."""
+    """Return where to listen: on $PORT of every interface, else on the loopback interface."""
     if "PORT" not in environ:
         return ["127.0.0.1:8000"]
     port = parse("PORT", environ["PORT"], lambda text: whole_number(text, 1, 65535))
     try:
         with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::", 0))
-            # The kernel's default decides whether it takes IPv4 as well.
+            # Whether an IPv6 socket accepts IPv4 as well is the kernel's default.
             is_alone = probe.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
     except OSError:
         return [f"0.0.0.0:{port}"]

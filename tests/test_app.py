@@ -407,15 +407,15 @@ def test_the_page_names_every_key_of_every_record_and_no_other(
 @pytest.mark.parametrize(
     ("settings", "said", "not_said"),
     [
-        ({}, "kept as it is", "cut to its network"),
-        ({"IP": "masked"}, "cut to its network", "kept as it is"),
-        ({"IP": "hashed"}, "replaced, before it is stored, by a keyed hash", "kept as it is"),
-        ({"IP": "none"}, "address a request comes from is not stored", "kept as it is"),
-        ({}, "they have set no limit", "days old"),
+        ({}, "stored as it is", "cut to its network"),
+        ({"IP": "masked"}, "cut to its network", "stored as it is"),
+        ({"IP": "hashed"}, "replaced, before it is stored, by a keyed hash", "stored as it is"),
+        ({"IP": "none"}, "address a request comes from is not stored", "stored as it is"),
+        ({}, "no limit is set", "days old"),
         ({"RETENTION_DAYS": "90"}, "deleted when they are 90 days old", "no limit"),
         ({"RETENTION_DAYS": "1"}, "deleted when they are 1 day old", "no limit"),
-        ({}, "keeps nothing of a request that carries either", "does not act on"),
-        ({"HONOR_OPT_OUT": "false"}, "does not act on Global Privacy Control", "keeps nothing"),
+        ({}, "stores nothing of a request that carries either", "ignores"),
+        ({"HONOR_OPT_OUT": "false"}, "ignores Global Privacy Control", "stores nothing"),
     ],
 )
 def test_the_page_says_what_the_settings_do(
