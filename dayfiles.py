@@ -1,12 +1,12 @@
-"""The daily files: their names, the lock on their directory, and small durable steps.
+"""The daily files: names, the lock on their directory, and small durable operations.
 
     DATA_DIR/events-2026-11-23.jsonl      the UTC day of each event's received_at
     DATA_DIR/events-2026-11-15.jsonl.gz   an older day, compressed
     DATA_DIR/refused-2026-11-23.jsonl     what was refused that day, and why
     DATA_DIR/address-key-2026-11-23       the key that day's addresses are hashed with
 
-Each line is compact JSON in printable ASCII and counts once its newline is on disk.
-Bytes after the last newline are a torn tail: they were never acknowledged.
+Each line is compact JSON in printable ASCII, and complete once its newline is on disk.
+Bytes after the last newline are a torn tail, which was never acknowledged.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ DRAFT_SUFFIX = ".draft"
 CHUNK_BYTES = 2**16
 GZIP_WBITS = 31  # zlib's way to say: with gzip's header and trailer
 
-# Used by the one process that holds the claim; no search for events-*.jsonl* finds them.
+# Used by the one process that holds the claim.  The pattern events-*.jsonl* does not match them.
 CLAIM_NAME = "events-housekeeping.claim"
 DRAFT_NAME = f"events-housekeeping{DRAFT_SUFFIX}"
 
-# A power cut can leave NUL bytes anywhere in what was not synced yet; more than this much
-# cannot have been unsynced.
+# A power cut can leave NUL bytes anywhere in data that was not synced, which is never more
+# than this: a batch, or the refusals of a day.
 MAX_UNSYNCED_BYTES = 16 * 2**20
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def timestamp(now: datetime) -> str:
 
 
 class Kind(StrEnum):
-    """What a daily file holds; its name begins with the value."""
+    """What a daily file holds; the value begins its name."""
 
     EVENTS = "events"
     REFUSED = "refused"
@@ -83,11 +83,11 @@ def key_name(day: str) -> str:
 
 
 def day_files(directory: Path) -> list[DayFile]:
-    """Return the directory's daily files, oldest first; what has another name is not ours."""
+    """Return the daily files in the directory, oldest first; other names are ignored."""
     found = []
     for path in directory.iterdir():
         if match := DAY_FILE_NAME.fullmatch(path.name):
-            with contextlib.suppress(ValueError):  # a 31st of February
+            with contextlib.suppress(ValueError):  # such as the 31st of February
                 found.append(DayFile(date.fromisoformat(match[2]), Kind(match[1]), path))
     return sorted(found)
 
@@ -97,10 +97,11 @@ def compressed_path(plain: Path) -> Path:
 
 
 def archived_bytes(plain_fd: int, archive: Path) -> int | None:
-    """Return how many bytes from the plain file's start the archive holds; None if it holds others.
+    """Return how many bytes of the plain file, from its start, the archive holds.
 
-    Both are there where a compression was killed before it could delete the plain file.  Raises
-    OSError, EOFError or zlib.error where the archive is damaged, and agrees up to there.
+    None if the archive holds anything else.  Both exist if a compression was killed before it
+    deleted the plain file.  Raises OSError, EOFError or zlib.error if the archive is damaged
+    and agrees up to the damage.
     """
     length = 0
     with (
@@ -120,14 +121,14 @@ def archived_bytes(plain_fd: int, archive: Path) -> int | None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Exclude every other thread and process from writing in the directory."""
+    """Hold the exclusive lock on the directory, which every writer takes."""
     is_held = False
     while not is_held:
         # Opened anew each time: forked processes share an open file description, so
         # flock() on a kept one would not exclude them.
         with opened_directory(directory) as fd:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            # An admin may have replaced the directory while this waited for the lock.
+            # The directory may have been replaced while this waited for the lock.
             is_held = os.path.samestat(os.fstat(fd), os.stat(directory))
             if is_held:
                 yield
@@ -139,7 +140,7 @@ def opened_directory(directory: Path) -> Iterator[int]:
     try:
         yield fd
     finally:
-        with contextlib.suppress(OSError):  # Linux frees the descriptor, and the lock, anyway
+        with contextlib.suppress(OSError):  # Linux releases descriptor and lock anyway
             os.close(fd)
 
 
@@ -152,7 +153,8 @@ def claimed(directory: Path) -> Iterator[None]:
     path = directory / CLAIM_NAME
     with contextlib.ExitStack() as stack:
         with locked(directory):
-            # Readable by everyone: root's may be killed, and the server's user goes on with it.
+            # Readable by everyone: if root's process is killed, the server's user must be able
+            # to lock the same file.
             claim = stack.enter_context(opened(path, os.O_RDONLY | os.O_CREAT, CLAIM_MODE))
             with contextlib.suppress(PermissionError):
                 os.fchmod(claim, CLAIM_MODE)  # whatever the umask is
@@ -181,7 +183,7 @@ def opened(path: Path, flags: int, mode: int = FILE_MODE) -> Iterator[int]:
 
 def open_regular(path: Path, flags: int, mode: int = FILE_MODE) -> int:
     """Open a regular file, never a link, a device or a pipe.  Raises OSError."""
-    # O_NONBLOCK: opening a FIFO would otherwise wait for its other end.
+    # Without O_NONBLOCK, opening a FIFO would wait for its other end.
     fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -195,7 +197,7 @@ def write_all(fd: int, content: bytes) -> None:
 
 
 def write_draft(path: Path, content: Iterable[bytes], mode: int, min_free_bytes: int = 0) -> None:
-    """Write and sync a new file that is to be renamed into place."""
+    """Write and sync a new file, to be renamed into place."""
     with opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode) as fd:
         os.fchmod(fd, mode)  # whatever the umask is
         for chunk in content:
@@ -212,7 +214,7 @@ def compressed(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def is_named(fd: int, path: Path) -> bool:
-    """Tell whether `path` still names the open file."""
+    """Tell whether `path` is still a name of the open file."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:
@@ -234,16 +236,16 @@ def require_room(directory: Path, wanted_bytes: int) -> None:
 
 
 def make_directory(directory: Path) -> None:
-    """Make the directory and those above it, each durable before the next is made in it.
+    """Create the directory and its missing parents, each durable before the next one.
 
-    Whoever finds the directory then has one name left to sync: its own, for the process
-    that made it may have died before it could.
+    So a process that finds the directory has to sync only that one name: the process that
+    created it may have died before it did so.
     """
     missing = [path for path in (directory, *directory.parents) if not path.is_dir()]
     if missing:
         sync_name(missing[-1].parent)
     for path in reversed(missing):
-        with contextlib.suppress(FileExistsError):  # another worker was faster
+        with contextlib.suppress(FileExistsError):  # by another worker
             os.mkdir(path)
         if path == directory:
             os.chmod(path, DIRECTORY_MODE)  # whatever the umask is
@@ -251,14 +253,14 @@ def make_directory(directory: Path) -> None:
 
 
 def sync_name(path: Path) -> None:
-    """Make the name of a directory durable, which is content of the one above it."""
-    # One that may not be read belongs to somebody else, and its content is older.
+    """Make the name of a directory durable, by syncing its parent."""
+    # A parent that may not be read belongs to somebody else, and existed before.
     with contextlib.suppress(PermissionError):
         sync_directory(path.absolute().parent)
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the names in it durable: syncing a file syncs its content, not its name."""
+    """Make the names in a directory durable; syncing a file does not sync its name."""
     with opened_directory(directory) as fd:
         os.fsync(fd)
 
@@ -267,12 +269,12 @@ def sync_directory(directory: Path) -> None:
 
 
 def repair_tail(fd: int, name: str, *, thorough: bool) -> int:
-    """End the file with a whole line and return its size.  The caller holds the lock.
+    """Make the file end with a complete line, and return its size.  The caller holds the lock.
 
-    A tail that is a whole record without its newline, as an editor leaves it, gets the
-    newline; any other tail is cut off.  `thorough` also looks for NUL bytes in what may
-    not have been synced before a power cut, and cuts from the line that holds the first.
-    Lines behind it were not acknowledged either: a sync covers all that was written before.
+    A tail that is a complete record without its newline, as an editor may leave it, gets the
+    newline; any other tail is cut off.  `thorough` also searches the end of the file for NUL
+    bytes of a power cut, and cuts off everything from the line that holds the first one.
+    The lines behind that were not acknowledged either: a sync covers all earlier writes.
     """
     size = end = os.fstat(fd).st_size
     if thorough:
@@ -293,7 +295,7 @@ def repair_tail(fd: int, name: str, *, thorough: bool) -> int:
 
 
 def read_record(line: bytes) -> dict[str, Any] | None:
-    """Return the record in a line; None where the line holds none."""
+    """Return the record in a line, None if it is not a record."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -303,13 +305,13 @@ def read_record(line: bytes) -> dict[str, Any] | None:
 
 
 def cut_off(fd: int, end: int) -> None:
-    # Synced, or old bytes may reappear behind newer lines after a power cut.
+    # Without the sync, old bytes may reappear behind newer lines after a power cut.
     os.ftruncate(fd, end)
     os.fsync(fd)
 
 
 def end_of_last_line(fd: int, end: int) -> int:
-    """Return the offset behind the last newline before `end`."""
+    """Return the offset behind the last newline before `end`, 0 if there is none."""
     if end and os.pread(fd, 1, end - 1) == b"\n":
         return end
     while end:

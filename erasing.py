@@ -1,8 +1,8 @@
 """Erase lines from a file of events, beside a running server.
 
-A file is rewritten without those lines and renamed into its place.  Most of it is copied
-without the directory's lock; under the lock only what was appended meanwhile, so that writers
-wait for a moment at most.  They find by the file's name that theirs was replaced.
+The file is copied without those lines, and the copy is renamed into its place.  Most of it is
+copied without the directory's lock; under the lock only what was appended meanwhile, so that
+writers wait only for a moment.  They notice by its name that their file was replaced.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ DRAFT_MODE = 0o600  # until it gets the file's own
 class Verdict(Enum):
     ERASE = auto()
     KEEP = auto()
-    UNKNOWN = auto()  # a record that lacks what would tell
+    UNKNOWN = auto()  # the record lacks the value to judge by
     UNREADABLE = auto()
 
 
@@ -50,19 +50,19 @@ Judge = Callable[[dict[str, Any]], Verdict]
 
 
 class Changed(OSError):
-    """Somebody moved, replaced or truncated the file while it was copied."""
+    """The file was moved, replaced or truncated while it was copied."""
 
     def __init__(self) -> None:
-        super().__init__("changed by somebody else meanwhile")
+        super().__init__("changed by another program meanwhile")
 
 
 # Reading.
 
 
 def count(path: Path, judge: Judge) -> Counter[Verdict]:
-    """Count the lines of a file by what is to be done to them.
+    """Count the lines of a file by their verdict.
 
-    Raises OSError, EOFError or zlib.error where not all of it can be read.
+    Raises OSError, EOFError or zlib.error if it cannot be read completely.
     """
     counts: Counter[Verdict] = Counter()
     with opened(path, os.O_RDONLY) as fd:
@@ -72,7 +72,7 @@ def count(path: Path, judge: Judge) -> Counter[Verdict]:
 
 
 def kept(lines: Iterable[bytes], judge: Judge, counts: Counter[Verdict]) -> Iterator[bytes]:
-    """Yield the lines that are not to be erased, among them those that hold no record."""
+    """Yield the lines that are not to be erased, including those that hold no record."""
     for line in lines:
         record = read_record(line)
         verdict = judge(record) if record else Verdict.UNREADABLE
@@ -92,7 +92,7 @@ def all_lines(fd: int) -> Iterator[bytes]:
 
 def lines_between(fd: int, start: int, end: int) -> Iterator[bytes]:
     """Yield the lines from `start`, where one begins, to `end`, where one ends."""
-    # Opened anew each time: a kept buffer may hold a line that was rolled back since.
+    # Opened anew each time: an older buffer may hold a line that was rolled back since.
     with open(fd, "rb", closefd=False) as file:
         file.seek(start)
         while start < end and (line := file.readline()):
@@ -101,7 +101,7 @@ def lines_between(fd: int, start: int, end: int) -> Iterator[bytes]:
 
 
 def is_gzip(fd: int) -> bool:
-    """Tell by the first bytes: the name may be another tool's."""
+    """Tell by the first bytes, because another tool may have renamed the file."""
     return os.pread(fd, len(GZIP_MAGIC), 0) == GZIP_MAGIC
 
 
@@ -109,10 +109,10 @@ def is_gzip(fd: int) -> bool:
 
 
 def erase(path: Path, judge: Judge, min_free_bytes: int = 0) -> None:
-    """Replace the file by one without the lines to erase.  The caller holds the claim.
+    """Replace the file by a copy without the lines to erase.  The caller holds the claim.
 
-    Raises OSError, EOFError or zlib.error; then the file is as it was, unless only the sync
-    of its new name failed.
+    Raises OSError, EOFError or zlib.error; then the file is unchanged, unless only the sync of
+    its new name failed.
     """
     remove_twin(path)
     directory, draft = path.parent, path.with_name(DRAFT_NAME)
@@ -134,11 +134,11 @@ def erase(path: Path, judge: Judge, min_free_bytes: int = 0) -> None:
 
 
 def remove_twin(plain: Path) -> None:
-    """Delete the archive of a day's file whose lines are all in the plain file, too.
+    """Delete the archive of a plain file if all its lines are in the plain file, too.
 
-    A compression that was killed leaves both, and the next one makes the archive anew.  If
-    this were killed when it has erased from one of them, they would differ, and everyone's
-    lines would count twice.
+    A compression that was killed leaves both, and the next one would create the archive again.
+    But if this were killed between the two, they would differ, and all other lines would count
+    twice.
     """
     archive = compressed_path(plain)
     if not (DAY_FILE_NAME.fullmatch(plain.name) and plain.suffix == ".jsonl" and archive.exists()):
@@ -155,11 +155,11 @@ def holds_the_same(archive: Path, plain_fd: int) -> bool:
     try:
         return archived_bytes(plain_fd, archive) is not None
     except (OSError, EOFError, zlib.error):
-        return False  # to be found, and told, by who looks into it
+        return False  # reading it will report the damage
 
 
 def copy_archive(source: int, target: int, judge: Judge) -> Callable[[], None]:
-    """Copy an archive; return what makes sure that nothing was added since."""
+    """Copy an archive; return a function that checks that nothing was appended since."""
     size = os.fstat(source).st_size
     write_chunks(target, compressed(in_chunks(kept(all_lines(source), judge, Counter()))))
 
@@ -171,7 +171,7 @@ def copy_archive(source: int, target: int, judge: Judge) -> Callable[[], None]:
 
 
 def copy_plain(source: int, target: int, judge: Judge) -> Callable[[], None]:
-    """Copy a plain file; return what copies the lines that come until the lock is held."""
+    """Copy a plain file; return a function that copies what is appended until the lock is held."""
     copy = PlainCopy(source, target, judge)
     while copy.catch_up() > CHUNK_BYTES:
         os.fsync(target)
@@ -186,10 +186,10 @@ class PlainCopy:
     target: int
     judge: Judge
     end: int = 0
-    before_end: bytes = b""  # what stands there in the source
+    before_end: bytes = b""  # the bytes of the source before `end`, when it was read
 
     def catch_up(self) -> int:
-        """Copy the lines that have come since; return their size."""
+        """Copy the lines that were appended since; return their size."""
         start, end = self.end, self.end_of_lines()
         size = min(CHUNK_BYTES, end)
         before_end = os.pread(self.source, size, end - size)
@@ -201,11 +201,11 @@ class PlainCopy:
     def finish(self) -> None:
         """Copy the rest.  The caller holds the lock."""
         self.catch_up()
-        # What has no newline is left to the next writer's rule, unless it is to be erased.
+        # A tail without a newline is left to the next writer, unless it is to be erased.
         self.write([os.pread(self.source, os.fstat(self.source).st_size - self.end, self.end)])
 
     def require_unchanged(self) -> None:
-        """Raise Changed where lines that were copied have been rolled back or truncated."""
+        """Raise Changed if lines that were copied have been rolled back or truncated since."""
         size = len(self.before_end)
         if os.pread(self.source, size, self.end - size) != self.before_end:
             raise Changed
@@ -218,7 +218,7 @@ class PlainCopy:
 
 
 def in_chunks(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Join lines, so that writing them takes fewer calls."""
+    """Join lines, so that fewer calls write them."""
     chunk = bytearray()
     for line in lines:
         chunk += line

@@ -1,4 +1,4 @@
-"""`flask forget`: erase what one person asks to have erased, beside a running server."""
+"""`flask forget`: erase one person's events, beside a running server."""
 
 import contextlib
 import itertools
@@ -31,11 +31,11 @@ class BadOption(click.ClickException):
     exit_code = 2
 
 
-# Whose events.
+# Which events.
 
 
 def choose(ips: Iterable[str], hostnames: Iterable[str], projects: Iterable[str]) -> Judge:
-    """Return what tells the one person's records.  Raises BadOption."""
+    """Return the judge of the one option that was given.  Raises BadOption."""
     given = [
         *((judge_address, ip) for ip in ips),
         *((judge_hostname, hostname) for hostname in hostnames),
@@ -68,7 +68,7 @@ def judge_hostname(hostname: str) -> Judge:
         raise BadOption(f"--hostname {hostname!r}: want a host name such as admin.example.com")
     bare = hostname.lower().removesuffix(".")
     host = f"[{bare}]" if ":" in bare and not bare.startswith("[") else bare
-    # As a header has it, so that it becomes what a record has.
+    # In the form of a header, to get the form that a record has.
     header = f"https://{host}".encode("utf-8", "surrogateescape").decode("latin-1")
     names = {bare, parsing.parse_hostname(header) or bare}
     return lambda record: verdict(record.get("hostname") in names)
@@ -86,7 +86,7 @@ def verdict(is_theirs: bool) -> Verdict:
     return Verdict.ERASE if is_theirs else Verdict.KEEP
 
 
-# Where they are.
+# Where to look.
 
 
 def unique(directories: Iterable[Path], problems: Problems) -> Iterator[Path]:
@@ -101,7 +101,7 @@ def unique(directories: Iterable[Path], problems: Problems) -> Iterator[Path]:
 
 
 def event_files(directory: Path) -> Iterator[Path]:
-    """Yield the regular files of events, also those that another tool has renamed."""
+    """Yield the regular files of events, including those that another tool has renamed."""
     for path in sorted(directory.iterdir()):
         is_work_file = path.name in (CLAIM_NAME, DRAFT_NAME)
         if path.name.startswith(f"{Kind.EVENTS}-") and not is_work_file:
@@ -111,7 +111,7 @@ def event_files(directory: Path) -> Iterator[Path]:
 
 
 def look(directory: Path, judge: Judge, problems: Problems) -> Counts:
-    """Count the lines of each file that can be read."""
+    """Count the lines of each readable file by their verdict."""
     counts: Counts = {}
     for path in event_files(directory):
         with reported(path, problems), contextlib.suppress(FileNotFoundError):
@@ -125,7 +125,7 @@ def matched(counts: Counts) -> dict[Path, int]:
 
 @contextlib.contextmanager
 def reported(path: Path, problems: Problems) -> Iterator[None]:
-    """Note what goes wrong with one file or directory, so that the others get their turn."""
+    """Note an error with one file or directory, and continue with the others."""
     try:
         yield
     except (OSError, EOFError, zlib.error) as exc:
@@ -140,7 +140,7 @@ def erase_all(
 ) -> None:
     """Erase what a first look has found, and look again; note what is left, and why.
 
-    Both again where a file was changed, or got more of their events, meanwhile.
+    Repeat both if a file was changed, or got more such events, meanwhile.
     """
     for _ in range(MAX_PASSES):
         if not matched(counts):
@@ -157,7 +157,7 @@ def erase_all(
 
 @contextlib.contextmanager
 def alone(directory: Path) -> Iterator[None]:
-    """Keep housekeeping and other runs of this away; remove what a killed one has left."""
+    """Exclude housekeeping and other runs of this command; remove what a killed one left."""
     with contextlib.ExitStack() as stack:
         for attempt in itertools.count():
             try:
@@ -185,7 +185,7 @@ def alone(directory: Path) -> Iterator[None]:
 @click.option(
     "--project", "projects", metavar="ID", multiple=True, help="Events with this projectId."
 )
-@click.option("--yes", is_flag=True, help="Erase; without it, only tell how many there are.")
+@click.option("--yes", is_flag=True, help="Erase; without it, only count.")
 @with_appcontext
 def forget_command(
     directories: tuple[Path, ...],

@@ -18,35 +18,35 @@ worker_class = RoundWorker
 bind = settings.bind_addresses(os.environ)
 workers = settings.worker_count(os.environ)
 
-# Build the app once, before the fork: a setting that cannot be used stops the start with
-# one line, workers share the memory of what was loaded, and a user who may not read the
-# Python installation need not.
+# Build the app once, before the fork: an invalid setting stops the start with one line, workers
+# share the memory of what was loaded, and their user need not be able to read the Python
+# installation.
 preload_app = True
 
-# A worker without descriptors left could not even open the day's file.
+# Half of the descriptors: without any left, a worker could not even open the day's file.
 worker_connections = min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
-# Longer than any request takes: to arrive, and to wait for a stalled disk.
+# Longer than any request takes to arrive and to wait for a stalled disk.
 graceful_timeout = 20
 
-# The payload of a GET is in the request line; more is only had by allowing any length.
+# The payload of a GET is in the request line.  This is gunicorn's maximum, except for unlimited.
 limit_request_line = 8190
 
-# No header may say under which path or scheme the app is mounted: none of that is stored,
-# and a contradiction between such headers must not cost an event.
+# Headers must not set path or scheme of the app: neither is stored, and contradictory headers
+# must not cost an event.
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
 
-# Not the C parser where somebody has installed it: every installation parses alike.
+# Not the optional C parser, so that every installation parses alike.
 http_parser = "python"
 
-# The control socket would be a second way in.
+# A control socket would be a second way in.
 control_socket_disable = True
 
 # The worker's heartbeat must not wait for the disk that events wait for.
 worker_tmp_dir = "/dev/shm"  # noqa: S108 - a directory of every Linux, not a file of ours
 
-# What our own modules log goes to standard error and looks like gunicorn's log.
+# Our own modules log to standard error, in the format of gunicorn's log.
 logging.basicConfig(
     level=logging.INFO,
     format="%(asctime)s [%(process)d] [%(levelname)s] %(message)s",
@@ -64,13 +64,13 @@ def when_ready(server: Arbiter) -> None:
     server.log.info("X-Forwarded-For is believed from: %s", str(believed) or nobody)
     for listener in server.LISTENERS:
         if listener.sock.family in (socket.AF_INET, socket.AF_INET6):
-            # The kernel hands a connection over when there is something to read.
+            # The kernel completes an accept only when there is something to read.
             seconds = int(RECEIVE_SECONDS)
             listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds)
 
 
 def post_fork(server: Arbiter, worker: RoundWorker) -> None:
-    # Until the worker sets its own handlers it has the master's, which would lose a TERM.
+    # Until the worker sets its own handlers it has the master's, which would lose a SIGTERM.
     signal.signal(signal.SIGTERM, worker.handle_exit)
 
 

@@ -1,4 +1,4 @@
-"""Repair, compress and delete the daily files, at start and whenever a day ends."""
+"""Housekeeping: repair, compress and delete daily files, at start and when a day ends."""
 
 import contextlib
 import logging
@@ -30,7 +30,7 @@ from dayfiles import (
     write_draft,
 )
 
-KEY_DAYS_AFTER = 2  # how long a key outlives its day, for events that arrive late
+KEY_DAYS_AFTER = 2  # keys outlive their day, for events that are written late
 KEY_DAYS_AHEAD = 1
 MAX_SILENT_DAYS = 365
 NEW_DAY_POLL_SECONDS = 20
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Housekeeping:
-    """What is done to the files of one directory, in a thread of its own."""
+    """Looks after the files of one directory, in a thread of its own."""
 
     directory: Path
     clock: Callable[[], datetime]
@@ -53,7 +53,7 @@ class Housekeeping:
         """Run now and each new day, in a thread."""
         try:
             threading.Thread(target=self.run_daily, name="housekeeping", daemon=True).start()
-        except RuntimeError as exc:  # no room for a thread: the next worker tries again
+        except RuntimeError as exc:  # no thread can be started; the next worker tries again
             log.error("no housekeeping by this worker: %s", exc)
 
     def run_daily(self) -> None:
@@ -65,7 +65,7 @@ class Housekeeping:
                     self.run(today)
                     last = today
                 except BlockingIOError:
-                    pass  # another process is at it: see soon whether it came to an end
+                    pass  # another process is at work; if it dies, this one takes over
                 except OSError as exc:
                     log.error("no housekeeping until tomorrow: %s", exc)
                     last = today
@@ -75,15 +75,15 @@ class Housekeeping:
         self.closing.set()
 
     def run(self, today: date) -> None:
-        """Delete expired keys and files, cut torn tails, compress what is old enough.
+        """Delete expired keys and files, cut off torn tails, compress older files.
 
-        A kill at any moment loses and doubles nothing: the next run goes on.  Raises
-        BlockingIOError while another process is at it.
+        A kill at any moment loses and duplicates nothing; the next run continues.  Raises
+        BlockingIOError while another process does housekeeping.
         """
         if not self.directory.is_dir():
             return
         with claimed(self.directory):
-            remove_draft(self.directory)  # of a run that was killed
+            remove_draft(self.directory)  # left by a run that was killed
             for path in expired_keys(self.directory, today):
                 with reported(path):
                     os.unlink(path)
@@ -94,7 +94,7 @@ class Housekeeping:
                     self.keep(file, (today - file.day).days, may_delete)
 
     def may_delete(self, files: list[DayFile], today: date) -> bool:
-        """Tell whether files may expire: a clock that jumped ahead must not cost the archive."""
+        """Tell whether files may be deleted, which a clock that jumped ahead must not cause."""
         silent_days = (today - files[-1].day).days if files else 0
         if self.retention_days and silent_days > MAX_SILENT_DAYS:
             log.error(
@@ -111,7 +111,7 @@ class Housekeeping:
             log.info("%s: deleted, %d days old", file.path.name, age_days)
         elif not file.is_compressed:
             with locked(self.directory), opened(file.path, os.O_RDWR | os.O_APPEND) as fd:
-                # What is older than yesterday's was synced long ago.
+                # Files older than yesterday's were synced long ago.
                 repair_tail(fd, file.path.name, thorough=age_days <= 1)
             if self.compress_after_days and age_days >= self.compress_after_days:
                 compress(file.path, self.min_free_bytes)
@@ -119,7 +119,7 @@ class Housekeeping:
 
 @contextlib.contextmanager
 def reported(path: Path) -> Iterator[None]:
-    """Log what goes wrong with one file, so that the others get their turn."""
+    """Log an error with one file and continue with the others."""
     try:
         yield
     except (OSError, EOFError, zlib.error) as exc:
@@ -137,11 +137,11 @@ def expired_keys(directory: Path, today: date) -> Iterator[Path]:
 
 
 def compress(plain: Path, min_free_bytes: int) -> None:
-    """Replace a day's file by its compressed form.
+    """Replace a plain file by an archive of it.
 
     A run that is killed between the rename and the unlink leaves both, with the same lines;
-    the next run compresses the plain file again.  Where the archive holds other lines,
-    because the clock went back, both stay as they are.
+    the next run compresses the plain file again.  If the archive holds other lines, because
+    the clock went back, both are left as they are.
     """
     archive, draft = compressed_path(plain), plain.with_name(DRAFT_NAME)
     with opened(plain, os.O_RDONLY) as source:
@@ -151,7 +151,7 @@ def compress(plain: Path, min_free_bytes: int) -> None:
         write_draft(draft, compressed(chunks(source, size)), FILE_MODE, min_free_bytes)
         with locked(plain.parent):
             if os.fstat(source).st_size != size or not is_named(source, plain):
-                os.unlink(draft)  # somebody wrote to it: the next run takes it
+                os.unlink(draft)  # it was written to meanwhile; the next run compresses it
                 return
             os.rename(draft, archive)
             sync_directory(plain.parent)

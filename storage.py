@@ -1,9 +1,8 @@
 """Store events: group commit into the day's file.
 
-Requests enqueue their lines into the open batch of the day and wait for it.  One thread
-writes a batch and syncs it, and meanwhile the next batch fills: the slower the disk, the
-more events share a sync.  Requests never touch the disk themselves, so a stalled disk
-still gets its clients a 503.
+Requests enqueue their lines into the day's open batch and wait for it.  One thread writes and
+syncs a batch while the next one fills: the slower the disk, the more events share a sync.
+Requests never touch the disk themselves, so a stalled disk still gets its clients a 503.
 """
 
 import contextlib
@@ -52,45 +51,45 @@ KEY_BYTES = 32
 
 MAX_REFUSED_BYTES = 8 * 2**20  # of each day's file
 MAX_QUEUED_BYTES = 4 * 2**20
-# A client gets its response within three seconds: it may have to wait for a batch that is
-# being written when it comes, and then for its own.
+# Clients get a response within three seconds.  A request may have to wait twice: for the batch
+# that is being written when it arrives, and then for its own.
 MAX_WAIT_SECONDS = 1.4
 STALLED_AFTER_SECONDS = 1.0  # a batch that takes longer: the disk has stalled
-DISTRUST_SECONDS = 30  # how long an error makes health() bad while no event is stored
+DISTRUST_SECONDS = 30  # how long health() stays bad after an error if no event is stored
 
 log = logging.getLogger(__name__)
 
 
 class NotStored(Exception):
-    """The event is not on disk; its sender may try again."""
+    """The event is not on disk; the client may retry later."""
 
 
 @dataclass(eq=False)
 class Batch:
-    """Events of one day that share a write and a sync."""
+    """Events of one day that share one write and one sync."""
 
     day: str
     lines: list["Line"] = field(default_factory=list)
-    future: Future[None] | None = None  # once it was flushed
-    deadline: float = math.inf  # on time.monotonic()'s clock, for all who wait for it
+    future: Future[None] | None = None  # from flush() on
+    deadline: float = math.inf  # in time.monotonic(), for all requests in the batch
 
 
 @dataclass(frozen=True)
 class Line:
-    """A record's text; with `hash_ip` its `"ip":null` is filled in once the day's key is known."""
+    """A record as text; `hash_ip` computes its `ip` once the day's key is known."""
 
     text: bytes
     hash_ip: Callable[[bytes], str] | None = None
 
     def completed(self, key: bytes) -> bytes:
         ip = b'"ip":"%b"' % self.hash_ip(key).encode() if self.hash_ip else b""
-        # The record's own ip: only values without quotes stand before it.
+        # The first match is the record's own ip: the values before it hold no quotes.
         return self.text.replace(b'"ip":null', ip, 1)
 
 
 @dataclass
-class Trouble:
-    """Why lines of one kind do not reach the disk: logged when it begins and when it ends."""
+class Outage:
+    """Why lines of one kind cannot be stored; logged when it begins and when it ends."""
 
     kind: str
     is_active: bool = False
@@ -119,19 +118,20 @@ class Store:
         self.open_batches: dict[str, Batch] = {}
         self.refusals: list[tuple[str, bytes]] = []  # days and lines
         self.queued_bytes = 0
-        # Without a thread until the first job: a fork does not copy threads.
+        # The executor starts its thread with the first job, so not before a fork, which would
+        # not copy it.
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self.has_writer = False
         self.write_began: float | None = None
-        self.event_trouble = Trouble("events")
-        self.refusal_trouble = Trouble("refusals")
-        # The writer thread's own.
+        self.event_outage = Outage("events")
+        self.refusal_outage = Outage("refusals")
+        # Used by the writer thread only.
         self.event_file = Appender(directory, min_free_bytes)
         self.refused_file = Appender(directory, min_free_bytes)
         self.keys: dict[str, bytes] = {}
 
     def start(self) -> None:
-        """Do ahead what the first event would wait for.  Call it after a fork."""
+        """Sync in advance what the first event would have to wait for; call this after a fork."""
         with contextlib.suppress(RuntimeError):
             self.submit(self.event_file.sync_directory_name)
 
@@ -142,9 +142,9 @@ class Store:
     def enqueue(
         self, event: Mapping[str, Any], hash_ip: Callable[[bytes], str] | None = None
     ) -> Batch:
-        """Add an event to the open batch of its day.  Raises NotStored if the disk is too slow.
+        """Add an event to the open batch of its day.  Raises NotStored if the queue is full.
 
-        `hash_ip` makes the event's `ip`, which is null so far, from the day's key.
+        `hash_ip` computes the event's `ip` from the day's key; the event has null there.
         """
         day = event["received_at"][:10]
         line = Line(f"{encode(event)}\n".encode("ascii"), hash_ip)
@@ -155,17 +155,17 @@ class Store:
         return batch
 
     def wait(self, batch: Batch) -> None:
-        """Return when the batch is on disk.  Raises NotStored, at its deadline at the latest.
+        """Flush the batch unless it is flushed already, and return when it is on disk.
 
-        The first caller flushes it.  After NotStored its lines are in no file, unless the
-        disk stalled and completed the write later.
+        Raises NotStored, at the batch's deadline at the latest.  Then its lines are in no
+        file, unless the disk stalled and completes the write later.
         """
         try:
             future = self.flush(batch)
             future.result(max(0.0, batch.deadline - time.monotonic()))
         except TimeoutError as exc:
             self.abandon(batch)
-            raise NotStored(f"{batch.day}: no answer from the disk in time") from exc
+            raise NotStored(f"{batch.day}: the disk did not respond in time") from exc
         except (OSError, RuntimeError, CancelledError) as exc:
             raise NotStored(f"{batch.day}: {exc}") from exc
 
@@ -175,21 +175,21 @@ class Store:
                 batch.deadline = time.monotonic() + MAX_WAIT_SECONDS
                 try:
                     batch.future = self.submit(self.commit, batch)
-                except RuntimeError as exc:  # no room for a thread
+                except RuntimeError as exc:  # no thread can be started
                     self.close_batch(batch)
                     batch.future = Future()
                     batch.future.set_exception(exc)
             return batch.future
 
     def abandon(self, batch: Batch) -> None:
-        """Keep a batch that is still queued from being written."""
-        self.event_trouble.begin("no answer from the disk in time", self.clock())
+        """Cancel the batch if it is still queued, so that it is never written."""
+        self.event_outage.begin("the disk did not respond in time", self.clock())
         if batch.future and batch.future.cancel():
             self.close_batch(batch)
 
     def reserve(self, size_bytes: int) -> None:
         if self.is_stalled() or self.queued_bytes + size_bytes > MAX_QUEUED_BYTES:
-            raise NotStored("the disk does not keep up")
+            raise NotStored("the disk is stalled or too slow")
         self.queued_bytes += size_bytes
 
     def is_stalled(self) -> bool:
@@ -197,9 +197,9 @@ class Store:
         return began is not None and time.monotonic() - began > STALLED_AFTER_SECONDS
 
     def submit(self, job: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Have the writer thread run a job.  Raises RuntimeError where no thread can be started."""
+        """Queue a job for the writer thread.  Raises RuntimeError if it cannot be started."""
         if not self.has_writer:
-            # A job that finds no thread stays queued, so the first one must do nothing.
+            # A job stays queued even if its thread cannot be started, so the first one is a no-op.
             self.executor.submit(int)
             self.has_writer = True
         return self.executor.submit(job, *arguments)
@@ -207,7 +207,7 @@ class Store:
     def commit(self, batch: Batch) -> None:
         self.close_batch(batch)
         name = plain_name(Kind.EVENTS, batch.day)
-        with self.writing(name, self.event_trouble):
+        with self.writing(name, self.event_outage):
             key = self.address_key(batch.day) if any(n.hash_ip for n in batch.lines) else b""
             lines = b"".join(line.completed(key) if key else line.text for line in batch.lines)
             self.event_file.append(name, lines, batch.deadline)
@@ -219,35 +219,35 @@ class Store:
             self.queued_bytes -= sum(len(line.text) for line in batch.lines)
 
     @contextlib.contextmanager
-    def writing(self, name: str, trouble: Trouble) -> Iterator[None]:
+    def writing(self, name: str, outage: Outage) -> Iterator[None]:
         self.write_began = time.monotonic()
         try:
             yield
         except Exception as exc:
-            trouble.begin(f"{name}: {exc}", self.clock())
+            outage.begin(f"{name}: {exc}", self.clock())
             raise
         else:
-            trouble.end()
+            outage.end()
         finally:
             self.write_began = None
 
     def address_key(self, day: str) -> bytes:
         if day not in self.keys:
             make_directory(self.directory)
-            # Only the day's own: a key that is gone from the disk must not stay in memory.
+            # One key only: a key that was destroyed on disk must not stay in memory.
             self.keys = {day: read_or_make_key(self.directory / key_name(day))}
         return self.keys[day]
 
     def record_refusal(self, refusal: Mapping[str, Any]) -> None:
-        """Add one line to the day's refusals, up to MAX_REFUSED_BYTES.
+        """Queue a line for the day's refusals, at most MAX_REFUSED_BYTES a day.
 
-        They are statistics: nobody waits for them, and they may be lost.
+        Refusals are statistics: no request waits for them, and they may be lost.
         """
         line = f"{encode(refusal)}\n".encode("ascii")
         with contextlib.suppress(NotStored, RuntimeError), self.lock:
             self.reserve(len(line))
             self.refusals.append((refusal["received_at"][:10], line))
-            if len(self.refusals) == 1:  # else the job that will write it is queued already
+            if len(self.refusals) == 1:  # otherwise a job that will write it is queued already
                 self.submit(self.write_refusals)
 
     def write_refusals(self) -> None:
@@ -256,7 +256,7 @@ class Store:
             self.queued_bytes -= sum(len(line) for _, line in refusals)
         for day, group in groupby(refusals, key=itemgetter(0)):
             name = plain_name(Kind.REFUSED, day)
-            with self.writing(name, self.refusal_trouble):
+            with self.writing(name, self.refusal_outage):
                 self.refused_file.append_unsynced(name, b"".join(line for _, line in group))
 
     def health(self) -> dict[str, Any]:
@@ -269,22 +269,22 @@ class Store:
             names = (plain_name(Kind.EVENTS, f"{now:%F}"), key_name(f"{now:%F}"))
             paths = [self.directory / name for name in names]
             writable = is_usable(base) and all(is_usable_file(path) for path in paths)
-        # An error counts for a while only: as long as no event comes, nothing else would
-        # show that its cause is gone.
-        failed_at = self.event_trouble.last_error_at if self.event_trouble.is_active else None
+        # Without new events nothing would show that the cause of an error is gone, so an error
+        # counts for a limited time.
+        failed_at = self.event_outage.last_error_at if self.event_outage.is_active else None
         has_failed = failed_at is not None and now - failed_at < timedelta(seconds=DISTRUST_SECONDS)
         has_room = free >= self.min_free_bytes
-        last_error_at = self.event_trouble.last_error_at
+        last_error_at = self.event_outage.last_error_at
         return {
             "ok": writable and has_room and not has_failed and not self.is_stalled(),
             "writable": writable,
             "free_mb": free // 2**20,
-            "last_error": self.event_trouble.last_error,
+            "last_error": self.event_outage.last_error,
             "last_error_at": last_error_at and timestamp(last_error_at),
         }
 
     def close(self) -> None:
-        """Write what is queued and end the writer; leave it where the disk has stalled."""
+        """Write what is queued and end the writer thread; abandon it if the disk has stalled."""
         with contextlib.suppress(TimeoutError, RuntimeError):
             if self.has_writer:
                 self.submit(int).result(MAX_WAIT_SECONDS)
@@ -306,17 +306,17 @@ def is_usable(directory: Path) -> bool:
 
 
 def is_usable_file(path: Path) -> bool:
-    """Tell whether a file can be appended to, or be made where it is missing."""
+    """Tell whether the file can be appended to, or does not exist yet."""
     if not os.path.lexists(path):
         return True
     return path.is_file() and not path.is_symlink() and os.access(path, os.R_OK | os.W_OK)
 
 
 def read_or_make_key(path: Path) -> bytes:
-    """Return the key in that file, made by whichever worker comes first."""
+    """Return the key in that file; the first worker creates it."""
     with locked(path.parent):
         key = read_key(path)
-        if len(key) != KEY_BYTES:  # missing, or cut short: a short key can be guessed
+        if len(key) != KEY_BYTES:  # missing or truncated; a short key could be guessed
             key = secrets.token_bytes(KEY_BYTES)
             draft = path.with_name(f"{path.name}{DRAFT_SUFFIX}")
             write_draft(draft, [key], KEY_MODE)
@@ -334,7 +334,7 @@ def read_key(path: Path) -> bytes:
 
 
 class Appender:
-    """Appends whole lines to one file at a time, for one thread."""
+    """Appends complete lines to one file at a time; to be used by one thread."""
 
     def __init__(self, directory: Path, min_free_bytes: int = 0) -> None:
         self.directory = directory
@@ -342,17 +342,17 @@ class Appender:
         self.name = ""
         self.fd = -1
         self.has_synced_directory = False
-        self.unfinished: tuple[int, int] | None = None  # where lines are to be cut off
+        self.unfinished: tuple[int, int] | None = None  # start and end of what to roll back
 
     def append(self, name: str, lines: bytes, deadline: float = math.inf) -> None:
-        """Append whole lines; they are on disk, under `name`, when this returns.
+        """Append complete lines; when this returns they are on disk, in a file of that name.
 
-        Raises OSError; then none of them is in the file.  `deadline` is on
-        time.monotonic()'s clock: after it nothing is written.
+        Raises OSError; then none of them is in the file.  After `deadline`, in
+        time.monotonic(), nothing is written.
         """
         for _ in range(3):
             self.make_directory()
-            # Held until the sync returns: nobody can append behind lines that may be
+            # Held until the sync returns, so that nobody appends behind lines that may be
             # rolled back.
             with locked(self.directory):
                 is_new, start = self.open(name)
@@ -367,10 +367,10 @@ class Appender:
                     has_name = os.fstat(self.fd).st_nlink > 0
             if has_name:
                 return
-        raise OSError(errno.ENOENT, "deleted again and again while it was written")
+        raise OSError(errno.ENOENT, "deleted each time while it was being written")
 
     def append_unsynced(self, name: str, lines: bytes) -> None:
-        """Append the lines that fit into MAX_REFUSED_BYTES; none where OSError is raised."""
+        """Append the lines that fit into MAX_REFUSED_BYTES.  Raises OSError; then none of them."""
         self.make_directory()
         with locked(self.directory):
             _, start = self.open(name)
@@ -380,10 +380,10 @@ class Appender:
                 write_all(self.fd, lines)
 
     def open(self, name: str) -> tuple[bool, int]:
-        """Have the file of that name open; return whether it had to be opened, and its size.
+        """Open the file of that name unless it is open; return whether it was not, and its size.
 
-        The open file may have been moved or deleted: the name decides.  (While it is open
-        no other file can get its inode's number.)
+        The open file may have been moved or deleted, so its inode is compared with the one
+        that the name has now.  (An inode number is not reused while the file is open.)
         """
         path = self.directory / name
         if self.unfinished and is_named(self.fd, self.directory / self.name):
@@ -406,8 +406,8 @@ class Appender:
             self.has_synced_directory = True
 
     def sync_names(self) -> None:
-        # Each worker for itself: the one that made the file, or its directory, may have
-        # died before it could sync the name.
+        # Every worker does this: the one that created the file or its directory may have died
+        # before it synced the name.
         sync_directory(self.directory)
         self.sync_directory_name()
 
@@ -422,19 +422,19 @@ class Appender:
             yield
         except OSError:
             self.unfinished = start, start + len(lines)
-            with contextlib.suppress(OSError):  # open() tries again
+            with contextlib.suppress(OSError):  # open() will try again
                 self.roll_back()
             raise
 
     def roll_back(self) -> None:
-        """Cut off lines that were not written whole, or not synced.
+        """Cut off lines that were not written completely, or not synced.
 
-        After a failed fsync the kernel marks their pages clean although they never reached
-        the disk: a second fsync would return success without writing them.
+        Another fsync cannot repair a failed one: the kernel has marked the pages clean, and
+        would report success without writing them.
         """
         if self.unfinished:
             start, end = self.unfinished
-            # Also where only the sync of an earlier attempt has failed.
+            # start == size: an earlier attempt truncated the file, but its sync failed.
             if start <= os.fstat(self.fd).st_size <= end:
                 cut_off(self.fd, start)
         self.close()

@@ -1,15 +1,15 @@
-"""A gunicorn worker with one loop and no threads for clients.
+"""A gunicorn worker: one loop, no thread for each client.
 
-The way of an event through one round of the loop:
+An event passes through one round of the loop like this:
 
-    receive()     accept, recv; what is incomplete waits, bounded in number, bytes and seconds
+    receive()     accept and recv; incomplete requests wait, limited in number, bytes and time
     call_app()    for every complete request: parse, validate, Store.enqueue()
-    respond()     for each: ask for the response's body; the first one makes Store.wait()
-                  flush the batch, one write and one sync for all events of the round;
-                  then each response leaves with one send()
+    respond()     for each of them: iterate over the response.  The first one waits in
+                  Store.wait(), which flushes the batch: one write and one sync for all
+                  events of the round.  Then each response leaves with one send()
 
 PEP 3333 lets an application start its response as late as in the first step of the
-iteration: that is where ours waits for the disk.  Any other WSGI server runs the same
+iteration, and that is where ours waits for the disk.  Any other WSGI server runs the same
 application, only slower.
 """
 
@@ -38,16 +38,18 @@ from gunicorn.workers.base import Worker
 from responses import RETRY_LATER, Headers, Prepared, problem
 
 TICK_SECONDS = 1.0
-RECEIVE_SECONDS = 9.0  # a request has 10 to arrive, and deadlines are looked at once a tick
+RECEIVE_SECONDS = 9.0  # requests have 10 to arrive; deadlines are checked once a tick
 RECV_BYTES = 2**16
 MAX_HEAD_BYTES = 2**16
-MAX_BODY_BYTES = 2**16  # a longer one is for the application to refuse
+MAX_BODY_BYTES = 2**16  # the application rejects longer ones
 MAX_CHUNK_LINE_BYTES = 2**13
-MAX_REQUEST_BYTES = 2**19  # room for the longest body in chunks of one byte
-MAX_INCOMPLETE_BYTES = 2**24  # of all connections together
+MAX_REQUEST_BYTES = 2**19  # enough for the longest body in chunks of one byte
+MAX_INCOMPLETE_BYTES = 2**24  # in total, of all connections
 MAX_DRAINED_BYTES = 2**24
-MAX_ACCEPTED = 32  # in a round, or other workers would have nothing to do; but
-SLOW_ROUND_SECONDS = 0.1  # after a round that took longer all are, for the disk is slow
+# Connections accepted in a round: the rest is for other workers.  But after a round that took
+# long the disk is slow, and all are accepted, so that they share the next sync.
+MAX_ACCEPTED = 32
+SLOW_ROUND_SECONDS = 0.1
 
 CRLF = b"\r\n"
 HEAD_END = CRLF + CRLF
@@ -60,9 +62,11 @@ PARSER_STATUSES = {
     errors.ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
     errors.LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
 }
-FAILED = problem(HTTPStatus.INTERNAL_SERVER_ERROR, "The server has an error of its own.")
+FAILED = problem(
+    HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the server's log has the reason."
+)
 
-# What gunicorn offers and this worker does not: setting, the only value it takes, what to do.
+# Settings of gunicorn that this worker does not support: name, the only valid value, remedy.
 UNSUPPORTED = (
     ("is_ssl", None, "let a proxy in front end TLS"),
     ("http_protocols", ["h1"], "let a proxy in front speak HTTP/2"),
@@ -73,25 +77,25 @@ UNSUPPORTED = (
 
 
 class Connection:
-    """A client's socket, and what has arrived on it for requests not answered yet."""
+    """A client's socket, and the bytes received on it that are not answered yet."""
 
     def __init__(self, sock: socket.socket, client: Any, base_environ: dict[str, Any]) -> None:
         self.sock, self.base_environ = sock, base_environ
         self.address = client[0] if isinstance(client, tuple) else ""  # none on a Unix socket
         self.received = bytearray()
-        self.is_at_end = False  # the client sends nothing more
+        self.is_at_end = False  # the client has closed its side
         self.is_registered = False
-        self.drained_bytes: int | None = None  # a number once the last response was sent
+        self.drained_bytes: int | None = None  # set once the last response was sent
         self.fresh_until = time.monotonic() + TICK_SECONDS
         self.start_request(RECEIVE_SECONDS)
 
     def start_request(self, seconds: float) -> None:
         self.deadline = time.monotonic() + seconds
         self.is_late = self.was_told_to_continue = False
-        self.request: Any = None  # gunicorn's, once the head is there
+        self.request: Any = None  # gunicorn's Request, once the head is complete
         self.error: Exception | None = None
         self.parsed_bytes = self.head_bytes = 0
-        self.end: int | None = None  # of the request in `received`, once it is all there
+        self.end: int | None = None  # of the request in `received`, once it is complete
         self.chunk_start = self.chunked_bytes = 0
 
     @property
@@ -100,10 +104,10 @@ class Connection:
 
     @property
     def is_awaited(self) -> bool:
-        """Tell whether a stop waits for it: also for a moment after it was accepted."""
+        """Tell whether a stop waits for it: while it receives, and shortly after its accept."""
         return self.is_receiving or time.monotonic() < self.fresh_until
 
-    # When a request can be answered: it is all there, or more bytes would not help.
+    # A request can be answered once it is complete, or if more bytes would not help.
 
     def is_complete(self, limits: SimpleNamespace) -> bool:
         is_over = self.is_at_end or self.is_late
@@ -118,7 +122,7 @@ class Connection:
         if end >= 0:
             self.head_bytes = end + len(HEAD_END)
             return True
-        # The parser refuses a bare LF, and what is too long.
+        # The parser will reject a bare LF, and a head that is too long.
         has_bare_lf = self.received.count(b"\n") != self.received.count(CRLF)
         return has_bare_lf or len(self.received) > MAX_HEAD_BYTES
 
@@ -127,7 +131,7 @@ class Connection:
         source = IterUnreader([bytes(self.received)])
         try:
             self.request = Request(limits, source, self.address)
-        except Exception as exc:  # whatever it is, the request cannot be read
+        except Exception as exc:  # of whatever kind: the request cannot be parsed
             self.error = exc
             if self.parsed_bytes > MAX_HEAD_BYTES and isinstance(exc, errors.NoMoreData):
                 self.error = errors.LimitRequestHeaders("the head is too long")
@@ -142,7 +146,7 @@ class Connection:
         return self.end is not None or length > MAX_BODY_BYTES
 
     def has_last_chunk(self) -> bool:
-        """Follow the chunks (RFC 9112, 7.1) from where the last look had to stop."""
+        """Follow the chunks (RFC 9112, 7.1) from where the last call stopped."""
         at = self.chunk_start or self.head_bytes
         while (line_end := self.received.find(CRLF, at)) >= 0:
             line = CHUNK_SIZE.fullmatch(self.received[at:line_end])
@@ -150,8 +154,8 @@ class Connection:
             start = line_end + len(CRLF)
             arrived = min(size, len(self.received) - start)
             if not line or self.chunked_bytes + arrived > MAX_BODY_BYTES:
-                return True  # malformed or too long: the application will say so
-            if size == 0:  # the last chunk: trailers may follow
+                return True  # malformed or too long: the application will reject it
+            if size == 0:  # the last chunk, after which trailers may follow
                 end = self.received.find(HEAD_END, line_end)
                 self.end = end + len(HEAD_END) if end >= 0 else None
                 return self.end is not None
@@ -165,7 +169,7 @@ class Connection:
         return len(self.received) - at > MAX_CHUNK_LINE_BYTES
 
     def say_continue(self) -> None:
-        """Ask for the body where the client waits for that (RFC 9110, 10.1.1)."""
+        """Send `100 Continue` if the client expects it (RFC 9110, 10.1.1)."""
         request = self.request
         if request and request.version >= (1, 1) and not self.was_told_to_continue:
             self.was_told_to_continue = True
@@ -192,14 +196,14 @@ class Connection:
         return environ
 
     def can_continue(self) -> bool:
-        """Tell whether another request may follow: the client may ask, and its start is known."""
+        """Tell whether another request may follow, and where it would start is known."""
         request = self.request
         if not request or self.error or self.end is None or request.body.failed:
             return False
         return not request.should_close()
 
     def send(self, content: bytes) -> bool:
-        """Send all of it, or return False: a client with no room left does not read."""
+        """Send all of it without blocking; return False if the client does not read."""
         try:
             sent = self.sock.send(content, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError:
@@ -211,7 +215,7 @@ ENVIRON_NAMES = {"CONTENT-TYPE": "CONTENT_TYPE", "CONTENT-LENGTH": "CONTENT_LENG
 
 
 class Exchange:
-    """One request's way through the application."""
+    """One request, and the application's response to it."""
 
     def __init__(self, error: Exception | None) -> None:
         self.error = error
@@ -227,7 +231,7 @@ class Exchange:
         return self.content.append
 
     def finish(self) -> Prepared:
-        """Take the body from the application, which may start its response only now."""
+        """Iterate over the body; the application may start its response only now."""
         if self.error:
             raise self.error
         try:
@@ -239,13 +243,13 @@ class Exchange:
 
 
 class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
-    """Answers in rounds: the application sees all complete requests before it must answer one."""
+    """Calls the application for all complete requests before it iterates over any response."""
 
     alive: bool
 
     @classmethod
     def check_config(cls, cfg: Config, log: Any) -> None:
-        """End the start where a setting asks for what this worker does not do."""
+        """Raise SystemExit if a setting asks for something that this worker does not support."""
         for name, supported, remedy in UNSUPPORTED:
             value = getattr(cfg, name)
             if value and value != supported:
@@ -267,7 +271,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
             try:
                 self.run_round()
             except Exception:
-                # An error of every round never gets to a tick: then the master ends the worker.
+                # If every round fails, no tick sends a heartbeat, and the master ends the worker.
                 self.log.exception("the loop goes on after an error")
         for connection in list(self.connections.values()):
             self.close(connection)
@@ -291,7 +295,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         self.retire_if_due()
 
     def tick(self) -> None:
-        """Do what is done once a second: the heartbeat, deadlines, accepting after a pause."""
+        """Once a second: send the heartbeat, check deadlines, accept again after a pause."""
         now = time.monotonic()
         self.next_tick = now + TICK_SECONDS
         self.notify()
@@ -304,18 +308,18 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
                 self.attempt(self.examine, connection)
 
     def attempt(self, step: Callable[[Connection], None], connection: Connection) -> None:
-        """Do something for one client; an error in it is no other client's affair."""
+        """Run a step for one connection; an error drops it, and affects no other."""
         try:
             step(connection)
         except Exception:
-            self.log.exception("a connection is dropped after an error")
+            self.log.exception("a connection was dropped after an error")
             self.close(connection)
 
     def retire_if_due(self) -> None:
-        """End after max_requests, but go on accepting while requests are incomplete.
+        """End after max_requests, but keep accepting while requests are incomplete.
 
-        The next worker starts only when this one has ended, and one slow client must not
-        keep all others waiting for that.
+        The next worker starts only when this one has ended, so one slow client would delay
+        all others.
         """
         now = time.monotonic()
         if self.alive and self.nr >= self.max_requests and self.retire_at is None:
@@ -359,7 +363,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
             self.attempt(self.receive, connection)
 
     def make_room(self) -> bool:
-        """Give up the connection nearest to its deadline, rather one that asks for nothing."""
+        """Drop an idle connection, else the one nearest to its deadline."""
         waiting = [one for one in self.connections.values() if one not in self.ready]
         if waiting:
             one = min(waiting, key=lambda one: (one.is_receiving, one.deadline))
@@ -387,7 +391,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         self.examine(connection)
 
     def examine(self, connection: Connection) -> None:
-        """Have the request answered if it is complete; else wait for more of it."""
+        """Queue the request for this round if it is complete; else wait for more of it."""
         if not connection.is_receiving:
             if connection.is_at_end or connection.is_late:
                 self.close(connection)
@@ -401,7 +405,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
             self.bound_incomplete()
 
     def bound_incomplete(self) -> None:
-        """Give up the largest incomplete request while all of them are too much."""
+        """Drop the largest incomplete request if all together take too much memory."""
         waiting = [one for one in self.connections.values() if one not in self.ready]
         if sum(len(one.received) for one in waiting) > MAX_INCOMPLETE_BYTES:
             largest = max(waiting, key=lambda one: len(one.received))
@@ -456,7 +460,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         return FAILED
 
     def answer(self, connection: Connection, prepared: Prepared) -> None:
-        """Send a response with one send(), and wait for the next request or close."""
+        """Send a response with one send(), then wait for the next request or close."""
         may_continue = connection.can_continue() and self.alive and self.cfg.keepalive > 0
         is_head = connection.request is not None and connection.request.method == "HEAD"
         if not connection.send(response_bytes(prepared, is_head, may_continue)):
@@ -473,9 +477,9 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
             self.start_draining(connection)
 
     def start_draining(self, connection: Connection) -> None:
-        """Read what the client still sends: unread bytes make close() a reset.
+        """Read what the client still sends before closing.
 
-        A reset can overtake the response.
+        With unread bytes close() would send a reset, which can overtake the response.
         """
         try:
             connection.sock.shutdown(socket.SHUT_WR)
@@ -490,7 +494,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
 def plain_copy(cfg: Config) -> SimpleNamespace:
     """Return the settings as plain attributes.
 
-    gunicorn's Config searches for each when it is read, which is a third of the parser's time.
+    gunicorn's Config looks up each access, which took a third of the parser's time.
     """
     settings = {name: setting.get() for name, setting in cfg.settings.items()}
     return SimpleNamespace(**settings, is_ssl=False)
@@ -518,9 +522,9 @@ def response_bytes(prepared: Prepared, is_head: bool = False, keep_alive: bool =
     return b"%b%b\r\n%b" % (head, more.encode("ascii"), body)
 
 
-@lru_cache(256)  # most responses have the same few heads
+@lru_cache(256)  # most responses have one of few heads
 def encode_head(status: str, headers: Headers) -> tuple[bytes, bool]:
-    """Return the status line and headers, and whether they leave the length as it is."""
+    """Return the status line and headers, and whether they need no Content-Length added."""
     lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers)]
     if any(NOT_IN_HEADERS.search(line) for line in lines):
         raise ValueError("a response header must not hold a line break")

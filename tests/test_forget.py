@@ -501,7 +501,7 @@ def test_a_file_that_changes_during_every_copy_is_named(
     ran = run("--ip", WANTED, "--yes")
 
     assert ran.exit_code == 1
-    error = f"Error: {path}: 1 event left: changed by somebody else meanwhile"
+    error = f"Error: {path}: 1 event left: changed by another program meanwhile"
     assert ran.output.splitlines()[-1] == error
     assert path.read_bytes() == MINE + KEPT
 
