@@ -27,7 +27,7 @@ Members = defaultdict[bytes, set[bytes]]  # the units that each part was seen wi
 
 @dataclass(frozen=True)
 class Period:
-    """The days of a report, and what follows from them."""
+    """The days of a report, and the weeks and windows that follow from them."""
 
     since: date
     until: date
@@ -57,10 +57,9 @@ class Period:
 
 @dataclass
 class Activity:
-    """The units of one kind that were active in each week, by its number.
+    """The units of one kind that were active in each week, keyed by its number.
 
-    A hashed address means nothing beyond its day, so a figure of several days that would
-    hold one is None.
+    Hashed addresses cannot be counted beyond a day, so a figure that would include one is None.
     """
 
     may_be_hashed: bool
@@ -81,7 +80,7 @@ class Activity:
         return self.count_known(self.weeks[week])
 
     def window(self, weeks: int) -> dict[str, int | None]:
-        """Compare so many weeks up to the last day with as many before."""
+        """Compare this many weeks up to the last day with as many before."""
         now = set[bytes]().union(*(self.weeks[week] for week in range(weeks)))
         before = set[bytes]().union(*(self.weeks[week] for week in range(weeks, 2 * weeks)))
         parts = {"stayed": now & before, "new": now - before, "gone": before - now}
@@ -97,7 +96,7 @@ def hashes_in(units: set[bytes]) -> set[bytes]:
 
 
 class Count:
-    """What was counted on some of a period's days."""
+    """The counts of some days of a period."""
 
     def __init__(self, period: Period) -> None:
         self.period = period
@@ -116,7 +115,7 @@ class Count:
         self.projects_of_machine: Members = defaultdict(set)
 
     def add(self, day: date, tally: Tally) -> None:
-        """Add a day, all its events at once."""
+        """Add a day, with all its events at once."""
         self.unreadable_lines += tally.unreadable_lines
         self.refusals.update(tally.refusals)
         units = units_of(tally)
@@ -152,7 +151,7 @@ class Count:
         self.projects_seen[day] = last_seen(projects)
 
     def merge(self, other: "Count") -> None:
-        """Add what was counted on other days."""
+        """Add the counts of other days."""
         for source, kinds in other.activity.items():
             for unit, activity in kinds.items():
                 self.activity[source][unit].merge(activity)
@@ -210,7 +209,7 @@ def values_of(keys: tuple[str, ...], text: bytes) -> Values:
 
 
 def last_seen(counted: Iterable[tuple[bytes, tuple[bytes, ...], int]]) -> Seen:
-    """Return each unit with its most frequent payload, of several the greater one."""
+    """Return each unit with its most frequent payload; of equally frequent ones, the greater."""
     best: dict[bytes, tuple[int, tuple[bytes, ...]]] = {}
     for unit, payload, times in counted:
         best[unit] = max(best.get(unit, (0, ())), (times, payload))
@@ -218,7 +217,7 @@ def last_seen(counted: Iterable[tuple[bytes, tuple[bytes, ...], int]]) -> Seen:
 
 
 def latest(days: dict[date, Seen]) -> Seen:
-    """Return each unit with what it was seen with on its last day."""
+    """Return each unit with what it was last seen with."""
     seen: Seen = {}
     for day in sorted(days):
         seen |= days[day]

@@ -51,7 +51,7 @@ def report_command(
     style: str,
     output: str,
 ) -> None:
-    """Tell how many use the framework, on which versions, and with what.
+    """Report how many use the framework, on which versions, and with what.
 
     DIRECTORIES hold the files of one collector each; TELEMETRY_DATA_DIR by default.
     """
@@ -76,7 +76,7 @@ def choose_period(since: date | None, until: date | None, today: date) -> Period
         length = (until - since).days + 1
         _ = period.first_read
     except OverflowError as exc:
-        raise BadOption(f"--until {until}: want a day later than 55 days after the first") from exc
+        raise BadOption(f"--until {until}: want a later day") from exc
     if not 1 <= length <= MAX_DAYS:
         wanted = f"1 to {MAX_DAYS} days, up to {until}"
         raise BadOption(f"--since {since}: want {wanted}, got {length}")
@@ -86,7 +86,7 @@ def choose_period(since: date | None, until: date | None, today: date) -> Period
 def read_report(
     directories: Iterable[Path], period: Period, today: date, problems: list[str]
 ) -> dict[str, Any]:
-    """Return the report as its JSON has it; add to `problems` what could not be read."""
+    """Return the report, in the form of its JSON; add to `problems` what could not be read."""
     files = find_files(directories, problems)
     days_with_file = {file.day for file in files if file.kind is Kind.EVENTS}
     wanted = [file for file in files if is_wanted(file, period)]
@@ -108,7 +108,7 @@ def draw(report: dict[str, Any], style: str, encoding: str) -> str:
 
 
 def write(text: str, output: str) -> None:
-    """Write the report.  A reader that has gone away, as `head` does, is no error."""
+    """Write the report.  A closed pipe, as after `| head`, is no error."""
     if output != "-":
         try:
             Path(output).write_text(click.unstyle(f"{text}\n"), encoding="utf-8")
@@ -119,7 +119,7 @@ def write(text: str, output: str) -> None:
         click.echo(text, color=False if os.environ.get("NO_COLOR") else None)
         sys.stdout.flush()
     except OSError as exc:
-        # What is left in the buffer would be written, and fail, once more at the end.
+        # Python would write the rest of its buffer at exit, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if exc.errno != errno.EPIPE:
             raise click.ClickException(f"standard output: {exc.strerror}") from exc

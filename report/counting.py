@@ -1,11 +1,11 @@
 """Count the lines of the daily files.
 
-An app reports the same payload on every load, and its visitors share a few browsers: most
-of a line repeats, byte for byte.  So one regular expression cuts all lines of a chunk into
-parts, equal parts and pairs of parts are counted, and each different part is parsed once.
+An app sends the same payload on every load, and its visitors use few different browsers, so
+most of a line repeats byte for byte.  One regular expression cuts all lines of a chunk into
+parts; then equal parts and pairs of parts are counted, and each different part is parsed once.
 
-A line that the expression does not match, or that has a part in another form than the
-collector writes, is odd: it is read as JSON and brought into that form, line by line.
+A line that the expression does not match, or with a part in another form than the collector
+writes, is odd: it is parsed as JSON and converted to that form, one by one.
 """
 
 import ipaddress
@@ -20,15 +20,16 @@ from typing import Any, NamedTuple, NoReturn
 from dayfiles import encode
 from report.lists import AGENT, MACHINE, PAYLOAD, PROJECT
 
-MAX_KNOWN = 50_000  # memory grows with the different values, not with the lines
+MAX_KNOWN = 50_000  # cached parts and host names
 
 PROVIDERS = ("auth", "data", "router", "live", "notification", "auditLog", "i18n", "accessControl")
 LOCAL_ENDINGS = (".localhost", ".local", ".test", ".example", ".invalid", ".internal", ".home.arpa")
 NULL = b"null"
 
-# A line in the form that the collector writes, its parts in groups; the last group is any other
-# line.  It cannot cut in the wrong place, since the texts it takes hold no quote.  The bounds
-# are for lines without what follows: each would be searched for it to its end.
+# Matches a line in the form that the collector writes, with its parts as groups; the last group
+# is any other line.  It cannot cut in the wrong place, because no group before the payload can
+# hold an escaped quote.  The bounds {0,2000} keep lines that lack what follows from being
+# searched to their end.
 LINE = re.compile(
     rb"""^(?:\{"id":"[0-9a-f-]{36}","received_at":"[0-9T:.Z-]{24}","source":(?:
         "core","ip":(TEXT|null),"hostname":(TEXT|null),
@@ -42,7 +43,7 @@ REFUSAL_TIME = re.compile(rb'^\{"received_at":"[0-9T:.Z-]{24}",', re.MULTILINE)
 
 
 class Parts(NamedTuple):
-    """A line's parts as JSON text; those of the other source are empty."""
+    """The parts of a line as JSON text; those of the other source are empty."""
 
     ip: bytes = b""
     hostname: bytes = b""
@@ -51,15 +52,15 @@ class Parts(NamedTuple):
     cli_ip: bytes = b""
     machine: bytes = b""
     project: bytes = b""
-    odd: bytes = b""  # the whole line, where it has not been cut
+    odd: bytes = b""  # the whole line, if the expression did not match it
 
 
-PARSED = {2: AGENT, 3: PAYLOAD, 5: MACHINE, 6: PROJECT}  # by the index in a row
+PARSED = {2: AGENT, 3: PAYLOAD, 5: MACHINE, 6: PROJECT}  # by their index in Parts
 
 
 @dataclass
 class Tally:
-    """What was counted in the lines of one day; the texts are parts of lines."""
+    """The counts of one day; the byte strings are parts of lines."""
 
     has_lists: bool = True  # whether the lists cover this day
     addresses: set[bytes] = field(default_factory=set)
@@ -79,7 +80,7 @@ class Tally:
 
 
 def count_events(chunk: bytes, tally: Tally) -> None:
-    """Count the whole lines of a chunk of an events file."""
+    """Count the lines of a chunk of an events file."""
     rows = LINE.findall(chunk)
     tally.unreadable_lines += chunk.count(b"\n") - len(rows)  # empty lines
     columns = list(zip(*rows, strict=True))
@@ -94,7 +95,7 @@ def count_events(chunk: bytes, tally: Tally) -> None:
 
 
 def unusual_parts(columns: list[tuple[bytes, ...]]) -> Iterator[bytes]:
-    """Yield the parts that the collector would have written in another way."""
+    """Yield the parts that are not in the form the collector writes."""
     for index, keys in PARSED.items() if columns else ():
         for text in set(columns[index]):
             if text and read_part(keys, text) is None:
@@ -108,7 +109,7 @@ def odd_lines(chunk: bytes, unusual: set[bytes]) -> Iterator[bytes]:
 
 
 def count_columns(columns: list[tuple[bytes, ...]], tally: Tally) -> None:
-    # Each column has empty texts for the lines of the other source.
+    # Each column has empty strings for the lines of the other source.
     ips, hosts, agents, payloads, cli_ips, machines, projects, _ = columns
     nothing = {b"", NULL}
     tally.addresses |= {*ips} - nothing
@@ -130,7 +131,7 @@ def count_columns(columns: list[tuple[bytes, ...]], tally: Tally) -> None:
 
 @lru_cache(MAX_KNOWN)
 def is_local(hostname: bytes) -> bool:
-    """Tell whether a host name, as JSON text, is not of the public internet."""
+    """Tell whether a host name, as JSON text, is local (contract, section 6)."""
     if hostname in (b"", NULL):
         return False
     name: str = json.loads(hostname)
@@ -145,7 +146,7 @@ def is_local(hostname: bytes) -> bool:
 
 @lru_cache(MAX_KNOWN)
 def read_part(keys: tuple[str, ...], text: bytes) -> dict[str, Any] | None:
-    """Return the values of a part; None where the collector would have written another text."""
+    """Return the values of a part, None if it is not in the form the collector writes."""
     try:
         values = checked(keys, parse_json(b"{%b}" % text))
     except (ValueError, RecursionError):
@@ -154,7 +155,7 @@ def read_part(keys: tuple[str, ...], text: bytes) -> dict[str, Any] | None:
 
 
 def read_odd(line: bytes) -> Parts | None:
-    """Return the parts of a line in any form; None where it cannot be read."""
+    """Return the parts of a line in any form, None if it cannot be read."""
     try:
         record = parse_json(line)
         payload = record.get("payload") if isinstance(record, dict) else None
@@ -198,7 +199,7 @@ json_decoder: json.JSONDecoder = json.JSONDecoder(parse_constant=refuse_constant
 
 
 def checked(keys: Iterable[str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of these keys as the contract has them, a missing one as null.
+    """Return the values of these keys; a missing one is null.
 
     Raises ValueError on a value of another type.
     """
@@ -246,7 +247,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
 
 
 def count_refusals(chunk: bytes, tally: Tally) -> None:
-    """Count the whole lines of a chunk of a file of refusals by their reason."""
+    """Count the lines of a chunk of a file of refusals, by reason."""
     lines = Counter(REFUSAL_TIME.sub(b"{", chunk).split(b"\n")[:-1])
     for line, times in lines.items():
         try:

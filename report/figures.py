@@ -24,7 +24,7 @@ Found = tuple[str | None, ...]  # a value, or a value and its version
 
 
 def make_report(count: Count, days_with_file: set[date], unfinished: bool) -> dict[str, Any]:
-    """Return the report as its JSON has it.
+    """Return the report, in the form of its JSON.
 
     `days_with_file` has all days of which there is a file of events, read or not.
     """
@@ -140,7 +140,7 @@ def lists_of(count: Count, source: str) -> dict[str, Any]:
 
 
 def members_of(one: List, count: Count, hosts: Seen) -> Mapping[bytes, set[bytes]]:
-    """Return the units that a list counts, by the part that each is counted for."""
+    """Return the units that a list counts, by the part of a line that they count for."""
     if one.unit == "addresses":
         return count.addresses_of_agent
     if one.name == "commands":
@@ -180,7 +180,7 @@ def rank(row: dict[str, Any], name: str, unit: str) -> tuple[Any, ...]:
 
 
 def spread(values: list[int]) -> dict[str, int | None]:
-    """Return least, lower middle, the smallest that 90 % do not exceed, and greatest."""
+    """Return minimum, lower median, the smallest value that 90 % do not exceed, and maximum."""
     if not values:
         return dict.fromkeys(("min", "median", "p90", "max"))
     values.sort()

@@ -25,8 +25,8 @@ from dayfiles import DayFile, Kind, archived_bytes, compressed_path, day_files
 from report.activity import Count, Period
 from report.counting import Tally, count_events, count_refusals
 
-CHUNK_BYTES = 2**20  # of a file, read at once; what is cut from it fits into a cache
-MIN_BYTES_FOR_PROCESSES = 2**24  # less is read before other processes have started
+CHUNK_BYTES = 2**20  # read at once; larger chunks are slower, for their parts exceed the cache
+MIN_BYTES_FOR_PROCESSES = 2**24  # less is read faster than processes start
 WORK_FILE_SUFFIXES = (".claim", ".draft")
 
 
@@ -68,16 +68,16 @@ def find_files(directories: Iterable[Path], problems: list[str]) -> list[DayFile
 
 
 def strangers(directory: Path, files: list[DayFile]) -> Iterator[str]:
-    """Name what looks like one of our files, and is not read."""
+    """Name the files that look like ours but are not read."""
     ours = {file.path for file in files}
     for path in sorted(directory.iterdir()):
         looks_like_ours = path.name.startswith(tuple(f"{kind}-" for kind in Kind))
         if looks_like_ours and path not in ours and path.suffix not in WORK_FILE_SUFFIXES:
-            yield f"{path}: not read, since this is not the name of a daily file"
+            yield f"{path}: not read, because it is not the name of a daily file"
 
 
 def without_repeats(files: list[DayFile], problems: list[str]) -> Iterator[DayFile]:
-    """Leave out each archive whose lines its plain file has, too."""
+    """Leave out each archive whose lines are all in its plain file, too."""
     for file in files:
         plain = file.path.with_suffix("") if file.is_compressed else None
         if not (plain and plain.exists() and is_repeated(plain, file.path, problems)):
@@ -110,7 +110,7 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """Open a plain file, or the archive that housekeeping has made of it meanwhile."""
+    """Open a plain file, or the archive that housekeeping has replaced it by meanwhile."""
     try:
         return open_file(path)
     except FileNotFoundError:
@@ -151,7 +151,7 @@ def archived_chunks(path: Path) -> Iterator[bytes]:
 
 
 def take_lines(chunk: bytearray) -> bytes:
-    """Return the complete lines, and leave the rest of the chunk."""
+    """Remove the complete lines from the chunk and return them."""
     end = chunk.rfind(b"\n") + 1
     lines = bytes(chunk[:end])
     del chunk[:end]
@@ -213,8 +213,8 @@ def read_file(file: DayFile, tally: Tally) -> None:
 
 def read_in_processes(shares: list[Share]) -> Iterator[Result]:
     context = multiprocessing.get_context("fork")
-    # They start without the garbage collector's search for cycles: there are none to find, and
-    # it took a third of the time.
+    # Without the cyclic garbage collector in them: there are no cycles, and the search for them
+    # took a third of the time.
     with ProcessPoolExecutor(os.cpu_count(), context, gc.disable) as executor:
         try:
             # Ctrl-C is for this process, so the others start with it blocked.
