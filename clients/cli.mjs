@@ -1,5 +1,5 @@
-// Tells a telemetry server that a command ran.  A process of its own does the sending, so that
-// the command neither waits for it nor fails with it.
+// Tells a telemetry server that a command ran.  A detached process sends the event, so that the
+// command neither waits for it nor fails with it.
 
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
@@ -7,18 +7,18 @@ import { createRequire } from "node:module";
 import { release } from "node:os";
 import { basename, dirname, join } from "node:path";
 
-const MAX_TEXT_CHARS = 256; // the server refuses more, of both
+const MAX_TEXT_CHARS = 256; // the server rejects more, of characters and of packages
 const MAX_PACKAGES = 256;
 const MAX_EVENT_BYTES = 30_000; // an environment variable of Windows holds 32,767 characters
 const NO_OPT_OUT = ["", "0", "false", "no", "off"];
-// As npm has it: no name may lead out of node_modules.
+// npm's rule: no name may lead out of node_modules.
 const PACKAGE_NAME = /^(@[a-z\d~-][a-z\d._~-]*\/)?[a-z\d~-][a-z\d._~-]*$/i;
-// Of Node's own variables, what the sender needs.  The others are for the command: --inspect-brk in
-// NODE_OPTIONS, say, or NODE_V8_COVERAGE, which would write a file when the command has long ended.
+// The only variables of Node that the sender inherits.  Others are meant for the command, such as
+// --inspect-brk in NODE_OPTIONS, or NODE_V8_COVERAGE, which writes a file at exit.
 const KEPT_NODE_VARIABLES = ["NODE_EXTRA_CA_CERTS", "NODE_USE_ENV_PROXY"];
 const OS_NAMES = { darwin: "macOS", linux: "Linux", win32: "Windows" };
 
-// Runs in the process that sends.
+// The program of the detached process.
 const SENDER = `
   fetch(process.env.EVENT_URL, {
     method: "POST",
@@ -32,23 +32,23 @@ const SENDER = `
 /**
  * Send one event for a command.  Returns at once, prints nothing and never throws.
  *
- * Nothing is sent where the user has opted out: when REFINE_NO_TELEMETRY, DO_NOT_TRACK or the
- * variable that `optOut` names is set, and to something else than 0, false, no or off.
+ * Nothing is sent if the user has opted out: REFINE_NO_TELEMETRY, DO_NOT_TRACK or the variable that
+ * `optOut` names is set to anything but an empty string, 0, false, no or off.
  *
  * @param {object} options
- * @param {string} options.url The whole address, as in "https://telemetry.example.com/cli".
- * @param {string} options.command What ran, as in "dev".
- * @param {string} [options.projectId] The project's own identifier, where it has one.
- * @param {string} [options.projectFramework] What the project is built with, as in "vite".
- * @param {string} [options.packages] The start of the names of the packages to report, as in
- *   "@refinedev/": those among the dependencies and devDependencies of the nearest package.json,
- *   with the versions that are installed.  None by default.
- * @param {string} [options.optOut] One more environment variable that opts out.
+ * @param {string} options.url The full URL, such as "https://telemetry.example.com/cli".
+ * @param {string} options.command The command that ran, such as "dev".
+ * @param {string} [options.projectId] The project's own identifier, if it has one.
+ * @param {string} [options.projectFramework] What the project is built with, such as "vite".
+ * @param {string} [options.packages] The prefix of the packages to report, such as "@refinedev/":
+ *   of the dependencies and devDependencies of the nearest package.json, with their installed
+ *   versions.  None by default.
+ * @param {string} [options.optOut] Another environment variable to opt out.
  */
 export function sendTelemetry(options) {
   try {
     const { url, command, projectId, projectFramework, packages, optOut } = options;
-    // A tool that is bundled with Node would be started once more, not Node.
+    // In a single executable with Node inside, execPath would start the tool again.
     if (!basename(process.execPath).startsWith("node")) return;
     if (["REFINE_NO_TELEMETRY", "DO_NOT_TRACK", optOut].some(isSet)) return;
     send(url, {
@@ -75,13 +75,13 @@ function send(url, event) {
     detached: true,
     stdio: "ignore",
     windowsHide: true,
-    cwd: dirname(process.execPath), // Windows lets nobody delete a directory that is in use
+    cwd: dirname(process.execPath), // on Windows a directory in use cannot be deleted
     env: {
       ...withoutNodeVariables(process.env),
       EVENT_URL: url,
       EVENT: encode(event),
-      NODE_V8_COVERAGE: "", // left out, spawn() would hand it on all the same
-      DO_NOT_TRACK: "1", // were it a bundled tool all the same, it must not go on forever
+      NODE_V8_COVERAGE: "", // if it were missing, spawn() would pass it on
+      DO_NOT_TRACK: "1", // should this start the tool again after all, it will not recurse
     },
   });
   child.on("error", () => {});
@@ -93,7 +93,7 @@ function withoutNodeVariables(env) {
   return Object.fromEntries(Object.entries(env).filter(([name]) => isKept(name)));
 }
 
-/** JSON that is not too long to be handed over: rather fewer packages than no event. */
+/** The event as JSON, without the last packages if it would be too long. */
 function encode(event) {
   const packages = [...event.packages];
   let text = JSON.stringify(event, clean);
@@ -103,13 +103,13 @@ function encode(event) {
   return text;
 }
 
-/** Texts as the server takes them. */
+/** Make texts valid for the server. */
 function clean(_, value) {
   if (typeof value !== "string") return value;
   return [...value.replace(/\p{Cc}|\p{Cs}/gu, "")].slice(0, MAX_TEXT_CHARS).join("");
 }
 
-/** Name and version of the packages that the nearest package.json depends on. */
+/** Name and version of the packages with this prefix in the nearest package.json. */
 function findPackages(prefix) {
   const project = upwards(process.cwd()).find((directory) => isProject(readPackage(directory)));
   if (!project) return [];
@@ -120,12 +120,12 @@ function findPackages(prefix) {
     .map((name) => ({ name, version: installedVersion(name, project) }));
 }
 
-/** A package.json with nothing but a "type", as bundlers write them, is of no project. */
+/** A package.json with only a "type", as bundlers write it, belongs to no project. */
 function isProject(found) {
   return Boolean(found?.name || found?.dependencies || found?.devDependencies);
 }
 
-/** The version of the package that Node would load in the project; or null. */
+/** The version of the package that Node would load in the project, or null. */
 function installedVersion(name, project) {
   if (!PACKAGE_NAME.test(name)) return null;
   const directories = upwards(project).map((directory) => join(directory, "node_modules", name));
@@ -133,7 +133,7 @@ function installedVersion(name, project) {
   return typeof found?.version === "string" ? found.version : null;
 }
 
-/** Where Yarn's Plug'n'Play, which has no node_modules, keeps the package. */
+/** The directory of the package with Yarn's Plug'n'Play, which has no node_modules. */
 function plugAndPlayDirectory(name, project) {
   if (!process.versions.pnp) return undefined;
   try {
@@ -144,7 +144,7 @@ function plugAndPlayDirectory(name, project) {
   }
 }
 
-/** What the directory's package.json holds; undefined where it has none that can be read. */
+/** The directory's package.json, or undefined if it cannot be read. */
 function readPackage(directory) {
   try {
     const text = readFileSync(join(directory, "package.json"), "utf8");
@@ -154,7 +154,7 @@ function readPackage(directory) {
   }
 }
 
-/** The directory and all above it. */
+/** The directory and all its parents. */
 function upwards(directory) {
   const parent = dirname(directory);
   return parent === directory ? [directory] : [directory, ...upwards(parent)];
