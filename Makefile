@@ -13,17 +13,16 @@ run: $(VENV)/run ## set up what is missing, then serve on http://127.0.0.1:8000
 
 # More tests at once than there are cores: most of them wait for something.
 test: $(VENV)/dev ## set up what is missing, then run every test
-	$(BIN)/pytest --numprocesses=4 --dist=worksteal --timeout=180
+	$(BIN)/pytest --numprocesses=5 --dist=worksteal --timeout=180
 
 lint: $(VENV)/dev ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/run ## measure, for a quarter of an hour; wants wrk, nginx, node and npm
+bench: $(VENV)/run ## measure, for a quarter of an hour; wants wrk, node and npm
 	$(BIN)/python bench/compare.py
 	$(BIN)/python bench/soak.py
-	$(BIN)/python bench/durability.py
 	$(BIN)/python bench/report.py
 
 $(VENV)/run: requirements.txt

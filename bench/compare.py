@@ -2,16 +2,16 @@
 
     make bench
     python bench/compare.py --seconds 3 --rounds 5
-    python bench/compare.py --only ours-1 --only fastify-durable
+    python bench/compare.py --only ours-1 --only fastify
     python bench/compare.py --only ours-1 --before ../a-checkout-of-an-earlier-commit
 
 Each contestant is started on an empty directory, on the disk that holds the
 project, and takes the same events from `wrk` (github.com/wg/wrk): an app's and a
 command's in turn, from 32 browsers, once with a new connection for each event, as
 real clients make, and once on connections that are kept, as a proxy does.
-"durable" means synced before the answer.  The contestants take turns within each
-round; every other round goes backwards.  A figure is the median of the rounds, a
-ratio the median of the ratios within each round.
+All but the bare routes sync before they respond.  The contestants take turns within
+each round; every other round goes backwards.  A figure is the median of the rounds,
+a ratio the median of the ratios within each round.
 
 CPU is the kernel's count of all of a server's processes.  `wrk` shares the cores with them, so
 two workers are compared by the CPU that an event costs them, too.
@@ -20,7 +20,6 @@ first event is taken.  What is in the files afterwards is counted.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -62,12 +61,6 @@ def flask_bare(port: int, directory: Path) -> Command:
     return [*GUNICORN, "--bind", f"127.0.0.1:{port}", "flask_bare:app"], {}
 
 
-def flask_usual(port: int, directory: Path) -> Command:
-    # /dev/null: with its own defaults, not with the settings in our directory.
-    command = [*GUNICORN, "--config", "/dev/null", "--bind", f"127.0.0.1:{port}"]
-    return [*command, "flask_usual:app"], {"DATA_DIR": str(directory)}
-
-
 def fastapi(port: int, directory: Path) -> Command:
     uvicorn = [bench_python(), "-m", "uvicorn", *UVICORN.split(), f"--port={port}"]
     where = ["--app-dir", BENCH / "contestants", "fastapi_app:app"]
@@ -79,20 +72,6 @@ def fastify(port: int, directory: Path) -> Command:
     return ["node", BENCH / "contestants/fastify/app.mjs"], environ
 
 
-def nginx(port: int, directory: Path) -> Command:
-    template = (BENCH / "contestants/nginx.conf").read_text()
-    (directory / "nginx.conf").write_text(template.replace("127.0.0.1:PORT", f"127.0.0.1:{port}"))
-    return ["nginx", "-p", directory, "-c", "nginx.conf", "-e", "stderr"], {}
-
-
-def durable(contestant: Callable[[int, Path], Command]) -> Callable[[int, Path], Command]:
-    def command(port: int, directory: Path) -> Command:
-        parts, environ = contestant(port, directory)
-        return parts, environ | {"DURABLE": "1"}
-
-    return command
-
-
 class Contestant(NamedTuple):
     title: str
     command: Callable[[int, Path], Command]
@@ -102,18 +81,14 @@ class Contestant(NamedTuple):
 
 OURS, BEFORE = "ours-1", "before"
 CONTESTANTS = {
-    OURS: Contestant("**ours, 1 worker, durable**", our_server),
-    "ours-2": Contestant("**ours, 2 workers, durable**", lambda p, d: our_server(p, d, workers=2)),
-    "fastapi-durable": Contestant("FastAPI, durable", durable(fastapi)),
-    "fastify-durable": Contestant("Fastify, durable", durable(fastify)),
+    OURS: Contestant("**ours, 1 worker**", our_server),
+    "ours-2": Contestant("**ours, 2 workers**", lambda p, d: our_server(p, d, workers=2)),
+    "fastapi": Contestant("FastAPI", fastapi),
+    "fastify": Contestant("Fastify", fastify),
     "flask-bare": Contestant("a bare Flask route on our worker", flask_bare, stores=False),
     "flask-stock": Contestant(
         "a bare Flask route on gunicorn's gthread", flask_stock, stores=False
     ),
-    "flask-usual": Contestant("the usual Flask app", flask_usual),
-    "fastapi": Contestant("FastAPI", fastapi),
-    "fastify": Contestant("Fastify", fastify),
-    "nginx": Contestant("nginx's access log, checks nothing", nginx),
 }
 
 # One measurement: figures by name, for each kind of connection and for the whole run.
@@ -212,10 +187,10 @@ GOALS = (
     # other, kind, figure, at least (else at most), wanted
     (BEFORE, NEW, "events", True, 1.4),
     (BEFORE, KEPT, "events", True, 1.4),
-    ("fastapi-durable", NEW, "events", True, 1.2),
-    ("fastapi-durable", NEW, "cpu", False, 0.9),
-    ("fastify-durable", NEW, "events", True, 1.0),
-    ("fastify-durable", NEW, "cpu", False, 0.9),
+    ("fastapi", NEW, "events", True, 1.2),
+    ("fastapi", NEW, "cpu", False, 0.9),
+    ("fastify", NEW, "events", True, 1.0),
+    ("fastify", NEW, "cpu", False, 0.9),
     ("flask-bare", NEW, "events", True, 0.75),
     ("flask-bare", NEW, "p99", False, 1.3),
 )
@@ -255,9 +230,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32, help="at once (32)")
     parser.add_argument("--only", choices=CONTESTANTS, action="append", help="may be repeated")
     parser.add_argument("--before", type=Path, help="another checkout of ours, to join the table")
-    parser.add_argument("--keep", type=Path, help="add to the rounds that are kept in this file")
     options = parser.parse_args()
-    require_tools("wrk", "nginx", "node", "npm")
+    require_tools("wrk", "node", "npm")
     bench_python()
     install_node_packages()
     if options.before:
@@ -266,8 +240,6 @@ def main() -> None:
     if options.before and BEFORE not in names:
         names.append(BEFORE)
     rounds: list[Round] = []
-    if options.keep and options.keep.exists():
-        rounds = [json.loads(line) for line in options.keep.read_text().splitlines()]
     print(f"{os.cpu_count()} CPUs, {options.clients} clients, ", end="")
     print(f"{options.rounds} rounds of {options.seconds} s each; ", end="")
     seconds = options.rounds * len(names) * 2 * (options.seconds + WARM_UP_SECONDS + 1)
@@ -278,9 +250,6 @@ def main() -> None:
             rounds.append(
                 {n: measure(CONTESTANTS[n], options.clients, options.seconds) for n in order}
             )
-            if options.keep:
-                with options.keep.open("a") as file:
-                    file.write(f"{json.dumps(rounds[-1])}\n")
     except KeyboardInterrupt:
         if not rounds:
             sys.exit("bench: stopped")

@@ -280,5 +280,5 @@ def print_goal(name: str, figure: str, met: bool) -> None:
 def require_tools(*names: str) -> None:
     for name in names:
         if not shutil.which(name):
-            sys.exit(f"bench: {name} is not installed (Debian: apt install wrk nginx nodejs npm)")
+            sys.exit(f"bench: {name} is not installed (Debian: apt install wrk nodejs npm)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C

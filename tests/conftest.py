@@ -87,3 +87,18 @@ def serve(data_dir: Path) -> Iterator[Callable[..., Server]]:
 @pytest.fixture
 def server(serve: Callable[..., Server]) -> Server:
     return serve()
+
+
+@pytest.fixture(scope="module")
+def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(tmp_path_factory.mktemp("server") / "data")
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def shared_server(running_server: Server) -> Server:
+    """A server for all tests of a module, without the files of the test before."""
+    for path in running_server.data_dir.glob("*"):
+        path.unlink()
+    return running_server

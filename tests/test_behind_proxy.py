@@ -38,7 +38,7 @@ from server import (
 
 pytestmark = pytest.mark.slow
 
-STEADY_SECONDS = int(os.environ.get("STEADY_SECONDS", "15"))
+STEADY_SECONDS = int(os.environ.get("STEADY_SECONDS", "9"))
 KILL_EVERY_SECONDS = 20 if STEADY_SECONDS >= 60 else 3
 FORGED = [("X-Forwarded-For", "6.6.6.6"), ("Forwarded", "for=6.6.6.6"), ("X-Real-IP", "6.6.6.6")]
 HEADERS = COMMON_HEADERS | {"content-type": "application/problem+json"}

@@ -27,6 +27,11 @@ RUNS = 7
 Tool = Callable[..., "subprocess.Popen[str]"]
 
 
+@pytest.fixture
+def server(shared_server: Server) -> Server:
+    return shared_server
+
+
 @pytest.fixture(scope="module")
 def node() -> str:
     return program("node")

@@ -11,7 +11,7 @@ import pytest
 from server import CLI, CORE, Server
 
 pytestmark = pytest.mark.slow
-FUZZ_SECONDS = 15
+FUZZ_SECONDS = 8
 
 
 def head(line: str, *headers: str) -> bytes:

@@ -27,6 +27,11 @@ def compact(record: dict[str, Any]) -> bytes:
     return json.dumps(record, separators=(",", ":")).encode()
 
 
+@pytest.fixture
+def server(shared_server: Server) -> Server:
+    return shared_server
+
+
 @pytest.mark.parametrize("path", REQUESTS, ids=lambda path: path.stem)
 def test_a_shipped_clients_request_is_stored_completely(server: Server, path: Path) -> None:
     sent = json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,7 @@
 """FastAPI with pydantic, for uvicorn with uvloop and httptools.
 
-With DURABLE=1 an event is answered once it is synced: what queues up while one
-batch is synced, in a thread, is the next.  Without it, the line is handed to the
-kernel.
+It responds once an event is synced.  Events that arrive while a thread syncs a batch
+form the next.
 """
 
 import asyncio
@@ -22,7 +21,6 @@ from pydantic import BaseModel, Field, StringConstraints
 from ua_parser import OS, UserAgent, parse
 
 DATA_DIR = Path(os.environ["DATA_DIR"])
-DURABLE = os.environ.get("DURABLE") == "1"
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -76,8 +74,7 @@ class EventFile:
             self.day = today
             self.file = (DATA_DIR / f"events-{today}.jsonl").open("ab", buffering=0)
         self.file.write(lines)
-        if DURABLE:
-            os.fsync(self.file.fileno())
+        os.fsync(self.file.fileno())
 
 
 file = EventFile()
@@ -87,9 +84,6 @@ arrived = asyncio.Event()
 
 async def store(event: dict[str, Any]) -> None:
     line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
-    if not DURABLE:
-        file.write(line)
-        return
     stored = asyncio.get_running_loop().create_future()
     waiting.append((line, stored))
     arrived.set()

@@ -1,16 +1,14 @@
 // Fastify with its schema validation, and ua-parser-js.
 //
-// With DURABLE=1 an event is answered once it is synced: what queues up while one
-// batch is synced is the next. Without it, the line is handed to a stream.
+// It responds once an event is synced. Events that arrive while a batch is synced form the next.
 
 import { randomUUID } from "node:crypto";
-import { createWriteStream } from "node:fs";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
 import Fastify from "fastify";
 import { UAParser } from "ua-parser-js";
 
-const { DATA_DIR, PORT, DURABLE } = process.env;
+const { DATA_DIR, PORT } = process.env;
 
 const text = { type: "string", minLength: 1, maxLength: 256 };
 const optionalText = { ...text, nullable: true, default: null };
@@ -69,18 +67,6 @@ const cliSchema = {
 const dayPath = (day) => join(DATA_DIR, `events-${day}.jsonl`);
 const today = () => new Date().toISOString().slice(0, 10);
 
-function streamedStore() {
-  let day, stream;
-  return (line) => {
-    if (day !== today()) {
-      stream?.end();
-      day = today();
-      stream = createWriteStream(dayPath(day), { flags: "a" });
-    }
-    stream.write(line);
-  };
-}
-
 function durableStore() {
   let day, file;
   let waiting = [];
@@ -114,7 +100,7 @@ function durableStore() {
     });
 }
 
-const store = DURABLE === "1" ? durableStore() : streamedStore();
+const store = durableStore();
 
 const app = Fastify();
 
