@@ -17,6 +17,7 @@ from report.lists import AGENT, HASHED_UNITS, MACHINE, PAYLOAD, PROJECT, UNITS, 
 DAY = timedelta(days=1)
 WEEK_DAYS = 7
 WINDOWS = (7, 28)
+WINDOW_WEEKS = 2 * max(WINDOWS) // WEEK_DAYS  # two windows, for the one before, too
 LIST_DAYS = 28
 HASH = re.compile(rb'"[0-9a-fA-F]{64}"')
 HASH_BYTES = 66
@@ -65,6 +66,7 @@ class Activity:
     may_be_hashed: bool
     weeks: defaultdict[int, set[bytes]] = field(default_factory=lambda: defaultdict(set))
     hashed: set[bytes] = field(default_factory=set)
+    old_weeks: dict[int, int | None] = field(default_factory=dict)  # only their figures
 
     def add(self, week: int, units: set[bytes]) -> None:
         self.weeks[week] |= units
@@ -75,8 +77,18 @@ class Activity:
         for week, units in other.weeks.items():
             self.weeks[week] |= units
         self.hashed |= other.hashed
+        self.old_weeks |= other.old_weeks
+
+    def condense(self) -> None:
+        """Replace the units of weeks that no window covers by their number, to save memory."""
+        for week in [week for week in self.weeks if week >= WINDOW_WEEKS]:
+            self.old_weeks[week] = self.count(week)
+            del self.weeks[week]
+        self.hashed &= set[bytes]().union(*self.weeks.values())
 
     def count(self, week: int) -> int | None:
+        if week in self.old_weeks:
+            return self.old_weeks[week]
         return self.count_known(self.weeks[week])
 
     def window(self, weeks: int) -> dict[str, int | None]:
@@ -166,6 +178,12 @@ class Count:
             self.addresses_of_agent[agent] |= addresses
         for machine, projects in other.projects_of_machine.items():
             self.projects_of_machine[machine] |= projects
+
+    def condense(self) -> None:
+        """Drop what no figure needs once all days of the weeks in it are added."""
+        for kinds in self.activity.values():
+            for activity in kinds.values():
+                activity.condense()
 
     def listed_hosts(self) -> Seen:
         return self.hosts_between(self.period.first_listed, self.period.until)

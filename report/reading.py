@@ -31,7 +31,7 @@ WORK_FILE_SUFFIXES = (".claim", ".draft")
 
 
 class Share(NamedTuple):
-    """Days that one process counts, each with all its files."""
+    """What one process counts at once: whole weeks, as days with all their files."""
 
     days: list[list[DayFile]]
     period: Period
@@ -191,7 +191,7 @@ def size_of(file: DayFile) -> int:
 
 
 def read_share(share: Share) -> Result:
-    """Count the files of some days, all that can be read."""
+    """Count the files of a share, all that can be read."""
     count, problems = Count(share.period), list[str]()
     for files in share.days:
         day = files[0].day
@@ -202,6 +202,7 @@ def read_share(share: Share) -> Result:
             except (OSError, EOFError, zlib.error) as exc:
                 problems.append(f"{file.path}: {getattr(exc, 'strerror', None) or exc}")
         count.add(day, tally)
+    count.condense()
     return Result(count, problems)
 
 

@@ -555,7 +555,7 @@ def test_every_number_is_that_of_the_naive_count(
 
 @pytest.mark.parametrize("chunk_bytes", [1, 100, 1000])
 @pytest.mark.parametrize("seed", range(100, 105))
-def test_every_number_is_the_same_however_the_files_are_cut(
+def test_every_number_is_the_same_in_several_processes_and_small_chunks(
     make_app: Callable[..., Flask],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -563,11 +563,13 @@ def test_every_number_is_the_same_however_the_files_are_cut(
     chunk_bytes: int,
 ) -> None:
     monkeypatch.setattr("report.reading.CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("report.reading.MIN_BYTES_FOR_PROCESSES", 0)
     directories = write_folders(tmp_path / "folders", seed)
+    since = UNTIL - timedelta(days=97)  # longer than the windows
 
-    report = run_report(make_app(), *map(str, directories))
+    report = run_report(make_app(), f"--since={since}", *map(str, directories))
 
-    expected = naive_report(directories, SINCE, UNTIL, TODAY)
+    expected = naive_report(directories, since, UNTIL, TODAY)
     assert first_difference(report, expected) is None
 
 
