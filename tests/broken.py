@@ -1,4 +1,4 @@
-"""The app, with an error that Flask does not see, for every payload in a query."""
+"""The app, with an error outside Flask for every payload in a query."""
 
 from collections.abc import Iterable
 from wsgiref.types import StartResponse, WSGIEnvironment

@@ -68,7 +68,7 @@ class Chromium:
         return message
 
     def wait_for(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Return the first message, of those that came and those to come, that is `wanted`."""
+        """Return the first message that is `wanted`, received already or to come."""
         while not (found := next(filter(wanted, self.messages), None)):
             self.messages.append(self._read())
         return found
@@ -85,7 +85,7 @@ class Chromium:
 
 
 class Tab:
-    """A tab, and what the browser reports of it."""
+    """A tab, and the browser's messages about it."""
 
     def __init__(self, browser: Chromium, script: str) -> None:
         self.browser = browser
@@ -127,14 +127,14 @@ class Tab:
         self.call("Page.navigate", url=url)
 
     def evaluate(self, expression: str) -> Any:
-        """Return the expression's value; of a promise, what it comes to."""
+        """Return the value of an expression, or of the promise that it returns."""
         answer = self.call(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
         )
         return answer["result"].get("value")
 
     def wait_until_idle(self) -> None:
-        """Wait until all has run that was to run when the page is idle."""
+        """Wait until all idle callbacks have run."""
         self.evaluate("new Promise(done => (window.requestIdleCallback ?? setTimeout)(done))")
 
     def close(self) -> None:
@@ -148,12 +148,12 @@ class Tab:
         )
 
     def requests(self, url: str) -> list[dict[str, Any]]:
-        """Return what is known of each request to this address that was begun."""
+        """Return the details of each request to this address."""
         requests = self.events("Network.requestWillBeSent")
         return [request for request in requests if request["request"]["url"] == url]
 
     def errors(self) -> list[tuple[str, str]]:
-        """Return source and text of what the console shows as an error."""
+        """Return source and text of the errors in the console."""
         thrown = self.events("Runtime.exceptionThrown")
         logged = [event["entry"] for event in self.events("Log.entryAdded")]
         called = self.events("Runtime.consoleAPICalled")

@@ -41,7 +41,7 @@ def data_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_app(data_dir: Path) -> Iterator[Callable[..., Flask]]:
-    """Build an app that writes to `data_dir`, at noon; settings without their TELEMETRY_."""
+    """Build an app that writes to `data_dir`, at noon; settings are given without TELEMETRY_."""
     apps: list[Flask] = []
 
     def build(**settings: str) -> Flask:
@@ -57,7 +57,7 @@ def make_app(data_dir: Path) -> Iterator[Callable[..., Flask]]:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> FailingOs:
-    """A disk that fails when it is told to, for all that write to the data directory."""
+    """A disk that fails on demand, for all modules that write to the data directory."""
     disk = FailingOs()
     for module in (dayfiles, housekeeping, storage):
         monkeypatch.setattr(module, "os", disk)
@@ -71,7 +71,7 @@ def client(make_app: Callable[..., Flask]) -> FlaskClient:
 
 @pytest.fixture
 def serve(data_dir: Path) -> Iterator[Callable[..., Server]]:
-    """Start a gunicorn that writes to `data_dir`; settings without their TELEMETRY_."""
+    """Start a gunicorn that writes to `data_dir`; settings are given without TELEMETRY_."""
     servers: list[Server] = []
 
     def start(*arguments: str, **settings: str) -> Server:
@@ -98,7 +98,7 @@ def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
 
 @pytest.fixture
 def shared_server(running_server: Server) -> Server:
-    """A server for all tests of a module, without the files of the test before."""
+    """One server for all tests of a module, without the files of earlier tests."""
     for path in running_server.data_dir.glob("*"):
         path.unlink()
     return running_server

@@ -1,4 +1,4 @@
-"""A disk whose power can go: what is synced and what is only written are kept apart.
+"""A simulated disk for power cuts: it separates what is synced from what is only written.
 
 What it may hold after a power cut: the names as they were after any number of
 the latest changes to the directory, in their order; each block of 512 bytes as
@@ -40,7 +40,7 @@ SIZES: list[Callable[[list[int]], int]] = [min, max, itemgetter(-1)]
 
 @dataclass(eq=False)
 class SimulatedFile:
-    """What programs read of a file, what is on the disk for sure, and what may be there."""
+    """A file: what programs read, what is surely on the disk, and what may be there."""
 
     cached: bytearray = field(default_factory=bytearray)
     synced: bytes = b""
@@ -64,7 +64,7 @@ class SimulatedFile:
             self.dirty.add(number)
 
     def sync(self) -> None:
-        """Write what is dirty; what a failed sync left behind stays unsure."""
+        """Write the dirty data; what a failed sync left behind stays uncertain."""
         size = len(self.cached)
         self.synced = self.overlaid(size, {n: self.blocks.pop(n)[-1] for n in self.dirty})
         self.blocks = {n: held for n, held in self.blocks.items() if n * BLOCK < size}
@@ -116,7 +116,7 @@ class Disk:
             self.room, self.failing_syncs = None, []
 
     def images(self) -> Iterator[Image]:
-        """Yield what the directory may hold if the power goes now: the samples worth a look."""
+        """Yield samples of what the directory may hold if the power fails now."""
         at_random = [(self.any_block, self.any_size)] * SAMPLES
         looks = [*product(PATTERNS, SIZES), *at_random]
         for kept in range(len(self.name_changes) + 1):

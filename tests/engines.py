@@ -14,7 +14,7 @@ from server import PATIENCE_SECONDS, program
 
 
 class PageServer:
-    """Serves pages by their path, and notes what is asked for."""
+    """Serves pages by their path, and records the requests."""
 
     def __init__(self) -> None:
         self.pages: dict[str, tuple[str, str]] = {}  # content and type
@@ -53,7 +53,7 @@ class PageServer:
 
 
 class Engine(NamedTuple):
-    """How to start a browser, and as what its events are stored."""
+    """How to start a browser, and the names under which its events are stored."""
 
     program: str
     arguments: tuple[str, ...]  # {} is an empty directory
@@ -88,7 +88,7 @@ ENGINES = {
 
 @contextlib.contextmanager
 def visiting(engine: Engine, url: str, profile: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """Have a browser open the page until the block ends."""
+    """Keep the page open in a browser until the block ends."""
     arguments = [argument.format(profile) for argument in engine.arguments]
     process = subprocess.Popen(
         [program(engine.program), *arguments, url],

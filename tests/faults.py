@@ -1,4 +1,4 @@
-"""A disk that fails when it is told to, in the place of `os` in the modules that write."""
+"""A disk that fails on demand, in place of `os` in the modules that write."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ def line(n: int, length: int = 60) -> bytes:
 
 
 class FailingOs:
-    """`os`, but `fault` sees each system call first; it may raise, or answer instead."""
+    """`os`, except that `fault` sees each system call first, and may raise or return instead."""
 
     CALLS = (
         "open write pread ftruncate fsync fstat stat statvfs fchmod fchown mkdir close"
@@ -85,7 +85,7 @@ class FailingOs:
 
 @dataclass
 class Stall:
-    """The disk hangs in each fsync, from when it has `begun` until it is `over`."""
+    """A disk that hangs in each fsync; `begun` is set in the first, and `over` ends it."""
 
     begun: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)

@@ -1,4 +1,4 @@
-"""The image, built from deploy/Dockerfile as it is, and containers of it; no registry is asked.
+"""The image, built from deploy/Dockerfile, and containers of it, without any registry.
 
 What FROM names is made here: a root directory without /usr/bin and the like, which
 are this machine's, and a Python with pip in /usr/local, as the real image has.
@@ -134,7 +134,7 @@ def hold_namespaces() -> subprocess.Popen[str]:
 
 
 class Container(Server):
-    """A running container, with nothing that it does not need."""
+    """A running container with the least privileges that it needs."""
 
     def __init__(
         self, image: Image, *options: str, volume: str, user: str = "10001", **environ: str
@@ -147,7 +147,7 @@ class Container(Server):
         self.attach(image, name, volume, int(environ.get("PORT", "8000")))
 
     def attach(self, image: Image, name: str, volume: str, port: int) -> None:
-        """Be the container of that name, which is running."""
+        """Represent the running container of that name."""
         self.image, self.name, self.port = image, name, port
         mounted = image.podman("volume", "inspect", volume, "--format={{.Mountpoint}}")
         self.data_dir = Path(mounted.stdout.strip())

@@ -1,4 +1,4 @@
-"""A machine with a systemd of its own, booted from a directory; nothing in it meets this one's."""
+"""A machine with its own systemd, booted from a directory and isolated from this one."""
 
 import contextlib
 import ctypes
@@ -64,7 +64,7 @@ def install_requirements(project: Path, seen_as: str) -> None:
 
 @contextlib.contextmanager
 def in_network_of(pid: int) -> Iterator[None]:
-    """What this thread opens is in the network of that process."""
+    """Open sockets of this thread in the network of that process."""
     own, other = Path("/proc/thread-self/ns/net"), Path(f"/proc/{pid}/ns/net")
     with own.open() as own_file, other.open() as other_file:
         enter(other_file.fileno())
@@ -135,7 +135,7 @@ class Machine(Server):
         )
 
     def ask(self, command: str) -> str:
-        """Return what a command prints, also where it fails."""
+        """Return what a command prints, even if it fails."""
         return self.start(command).stdout.strip()
 
     def run(self, command: str) -> str:
@@ -166,7 +166,7 @@ class Machine(Server):
 
 
 class Cgroup:
-    """A control group of one's own: systemd-nspawn makes others in it, always by the same names."""
+    """A control group for systemd-nspawn, which creates others in it under fixed names."""
 
     def __init__(self) -> None:
         self.name = f"telemetry-test-{uuid.uuid4().hex[:8]}"

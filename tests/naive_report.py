@@ -142,7 +142,7 @@ def lines_of(content: bytes) -> list[bytes]:
 
 
 def parse(line: bytes) -> Any:
-    """Return the line's JSON value, or None where it is no JSON (or is `null`)."""
+    """Return the line's JSON value, or None if it is not JSON (or is `null`)."""
     try:
         return json.loads(line.decode("utf-8"), parse_constant=no_json)
     except (ValueError, RecursionError):
@@ -314,7 +314,7 @@ def units_in(events: list[Event], unit_of: Unit) -> set[str]:
 
 
 def count(unit: str, members: set[str], days: int) -> int | None:
-    """Return how many there are; null where a hashed address would count for several days."""
+    """Return how many there are; null if a hashed address would count for several days."""
     if unit in ("addresses", "local_addresses") and days > 1:
         for member in members:
             if re.fullmatch(r"[0-9a-fA-F]{64}", member):

@@ -142,7 +142,7 @@ class Server:
 def request(
     method: str, target: str, headers: Iterable[tuple[str, str]] = (), body: bytes = b""
 ) -> bytes:
-    """Return a request, with a Content-Length where `headers` have no framing."""
+    """Return a request, with a Content-Length if `headers` have no framing."""
     headers = [("Host", "telemetry.example"), *headers]
     names = {name.lower() for name, _ in headers}
     if not names & {"content-length", "transfer-encoding"} and method == "POST":
@@ -153,7 +153,7 @@ def request(
 
 
 def read_answer(sock: socket.socket) -> Answer:
-    """Read one answer; an empty one (status 0) where the server only closed."""
+    """Read one response; its status is 0 if the server only closed the connection."""
     with sock.makefile("rb") as stream:
         try:
             status_line = stream.readline()
@@ -172,7 +172,7 @@ def read_answer(sock: socket.socket) -> Answer:
 
 
 class Sent(NamedTuple):
-    """One event of a `Load`; the answer's status is 0 where the connection was lost."""
+    """One event of a `Load`; the status is 0 if the connection was lost."""
 
     project: str
     began: float  # on time.monotonic()'s clock
@@ -240,14 +240,14 @@ def children(pid: int) -> list[int]:
 
 
 def program(*names: str) -> str:
-    """Return where the first of these programs is that there is; without any, give up."""
+    """Return the path of the first installed program of these; skip the test without any."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     found = filter(None, (shutil.which(name, path=path) for name in names))
     return next(found, None) or give_up(f"{names[0]} is not installed")
 
 
 def package(name: str) -> Any:
-    """Return a developers' package; without it, give up."""
+    """Import a developers' package; skip the test without it."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""The app, on a disk that takes $FSYNC_SECONDS for each sync, and fails where $FSYNC_FAILS."""
+"""The app, on a disk that takes $FSYNC_SECONDS for each sync, and fails if $FSYNC_FAILS is set."""
 
 import errno
 import os

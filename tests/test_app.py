@@ -33,7 +33,7 @@ def stored(data_dir: Path) -> list[dict[str, Any]]:
 
 
 def refused(client: FlaskClient, data_dir: Path) -> list[dict[str, Any]]:
-    """What was noted of refusals; nobody waits for them, so this does."""
+    """Return the stored refusals, after waiting for the writer."""
     client.application.extensions["collector"].store.close()
     path = data_dir / "refused-2026-11-23.jsonl"
     return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
@@ -443,7 +443,7 @@ def test_the_page_says_how_to_opt_out_and_runs_no_script(make_app: Callable[...,
 def test_no_response_starts_before_its_event_is_stored(
     make_app: Callable[..., Flask], data_dir: Path
 ) -> None:
-    """What lets a server hand in several events before it waits for the disk."""
+    """So a server can enqueue several events before it waits for the disk."""
     app = make_app()
     begun: list[str] = []
     bodies: list[Any] = []

@@ -218,7 +218,7 @@ def test_another_worker_finishes_the_housekeeping_of_a_killed_one(nginx: Front) 
 
 
 def established(port: int) -> int:
-    """Return how many connections the server on that port has taken up."""
+    """Return how many connections the server on that port has established."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     local = f":{port:04X}"
     return sum(line.split()[1].endswith(local) and line.split()[3] == "01" for line in lines)
@@ -281,5 +281,5 @@ def test_kills_and_reloads_under_steady_load_lose_no_event_and_fail_no_request(
 
 
 def pause(seconds: float) -> None:
-    """Let the load go on: time is what this test is about."""
+    """Let the load continue; this test is about time."""
     threading.Event().wait(seconds)

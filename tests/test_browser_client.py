@@ -45,7 +45,7 @@ OpenApp = Callable[..., Tab]
 
 @pytest.fixture
 def site() -> Iterator[Site]:
-    """Where the app comes from."""
+    """The web server of the app."""
     app_site = Site()
     app_site.files["/browser.js"] = ("text/javascript", CLIENT.encode())
     yield app_site
@@ -54,7 +54,7 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def collector() -> Iterator[Site]:
-    """In the place of the server, to see what is on the wire."""
+    """A stand-in for the collector that records what is on the wire."""
     recorder = Site(status=204)
     yield recorder
     recorder.close()
@@ -195,7 +195,7 @@ def test_nothing_is_sent_while_the_browser_is_busy(open_app: OpenApp, collector:
 
 @contextlib.contextmanager
 def failing_server(kind: str) -> Iterator[int]:
-    """Give the port of a server that is down, mute, or cannot store an event now."""
+    """Yield the port of a server that is down, does not respond, or cannot store events."""
     if kind == "503":
         with contextlib.closing(Site(status=503)) as site:
             yield site.port
@@ -275,7 +275,7 @@ def test_a_tab_that_is_closed_before_the_server_is_reached_is_counted(
 
 @contextlib.contextmanager
 def full_queue(port: int) -> Iterator[None]:
-    """Take every place in the queue of connections to be accepted."""
+    """Fill the queue of connections to be accepted."""
     with contextlib.ExitStack() as stack:
         for _ in range(3):
             waiting = stack.enter_context(socket.socket())
@@ -307,7 +307,7 @@ def test_an_error_in_the_client_stays_there(
 )
 @pytest.mark.parametrize("shim", ["", "globalThis.document = {};"])
 def test_a_user_agent_that_is_no_browser_is_no_error(shim: str, call: str) -> None:
-    """A page that is rendered on a server, say, with some of a browser's names defined."""
+    """As in server-side rendering, with only some of a browser's names defined."""
     client = (ROOT / "clients/browser.js").as_uri()
     script = f"{shim} import({json.dumps(client)}).then(({{ sendTelemetry }}) => {call});"
     ran = subprocess.run(
@@ -322,7 +322,7 @@ def test_a_user_agent_that_is_no_browser_is_no_error(shim: str, call: str) -> No
 
 
 def test_the_client_is_under_two_kilobytes_and_needs_no_other_file() -> None:
-    """No minifier here: without comments and indentation is an upper bound of what one makes."""
+    """Without comments and indentation: an upper bound for what a minifier achieves."""
     code = re.sub(r"/\*\*.*?\*/", "", CLIENT, flags=re.DOTALL)
     lines = [re.sub(r"(^|\s)//.*", "", line).strip() for line in code.splitlines()]
 

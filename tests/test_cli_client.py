@@ -92,7 +92,7 @@ def start_tool(node: str, project: Path) -> Iterator[Tool]:
 
 @pytest.fixture
 def mute() -> Iterator[socket.socket]:
-    """A server that takes connections and never says a word."""
+    """A server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(PATIENCE_SECONDS)
         yield listener

@@ -1,4 +1,4 @@
-"""A real gunicorn under load, while its processes, its disk and its files are taken away.
+"""A real gunicorn under load while its processes, its disk and its files fail.
 
 Several tests mount file systems of their own.  Where that is not allowed they
 are skipped; where $CI is set they fail instead.
@@ -84,7 +84,7 @@ class Mount:
         assert shell.returncode == 0
 
     def cut_power(self) -> None:
-        """Drop all that is not on the medium, and fail every access from now on."""
+        """Drop everything that is not on the medium, and fail every further access."""
         assert self.path.is_mount()  # or it would be the disk of this machine
         root = os.open(self.path, os.O_RDONLY)
         try:
@@ -95,7 +95,7 @@ class Mount:
 
 @contextlib.contextmanager
 def mounted(path: Path, *arguments: str, image: Path | None = None) -> Iterator[Mount]:
-    """Mount a disk for one test, which is skipped (in CI: fails) where that is not allowed."""
+    """Mount a disk for one test; skip it (in CI: fail) if mounting is not allowed."""
     disk = Mount(path, *arguments)
     try:
         if image:
@@ -155,7 +155,7 @@ def assert_each_once(acknowledged: set[str], stored: list[str]) -> None:
 
 
 def missing_in_files(data_dir: Path, projects: set[str]) -> set[str]:
-    """Return those that no file mentions, whatever else is in the files."""
+    """Return those that are in no file."""
     content = b"".join(path.read_bytes() for path in data_dir.glob("events-*.jsonl"))
     return {project for project in projects if project.encode() not in content}
 
@@ -171,7 +171,7 @@ def assert_not_stored(answer: Answer) -> None:
 
 
 def let_a_moment_pass() -> None:
-    """Let what follows strike at any moment, rather than always just after an answer."""
+    """Wait for a random moment, so that the next step does not always follow a response."""
     time.sleep(random.uniform(0, 0.02))
 
 
@@ -271,7 +271,7 @@ def test_an_upgrade_under_load_loses_no_event_and_fails_hardly_any_request(
 
 
 def assert_served_throughout(load: Load) -> None:
-    """HTTP lets a server close a connection as a request arrives: a few may be lost so."""
+    """A server may close an idle connection just as a request arrives; a few may be lost so."""
     assert set(load.statuses) <= {204, 0}
     assert load.statuses[0] <= 5
 
@@ -381,7 +381,7 @@ def limit_file_size(server: Server, limit_bytes: int) -> None:
 def test_a_frozen_disk_delays_no_response_beyond_three_seconds(
     ext4: Mount, start: Callable[..., Server]
 ) -> None:
-    """More clients than threads: those that wait in line must be answered in time, too."""
+    """More clients than a batch serves at once: those in the queue must be answered in time."""
     server = start(workers=2, MIN_FREE_MB="0")
     with Load(server, clients=48) as load:
         load.wait_for(204)
@@ -401,7 +401,7 @@ def test_a_frozen_disk_delays_no_response_beyond_three_seconds(
 def test_a_frozen_disk_delays_none_of_forty_simultaneous_requests_beyond_three_seconds(
     ext4: Mount, start: Callable[..., Server]
 ) -> None:
-    """Nor who comes while the worker's main loop waits with them."""
+    """Including those that arrive while the worker's loop waits for the disk."""
     server = start(workers=1, MIN_FREE_MB="0")
     assert server.send_cli().status == 204
     content = request("POST", "/cli", body=json.dumps(CLI).encode())
@@ -438,7 +438,7 @@ def answers_to_many_at_once(server: Server, clients: int) -> tuple[list[int], fl
 def test_a_slow_disk_delays_none_of_400_simultaneous_requests(
     serve: Callable[..., Server], ip: str
 ) -> None:
-    """Slow is not stalled: nobody is turned away, so all must share a few syncs."""
+    """A slow disk is not a stalled one: all events are stored, and share a few syncs."""
     slow = ("--pythonpath=tests", "--env=FSYNC_SECONDS=0.65", "slow_disk:app")
     server = serve(*slow, IP=ip)
     # The first ones make the directory, the file and the key, with several syncs.

@@ -1,4 +1,4 @@
-"""Names, locks, torn tails and durable steps of the daily files."""
+"""Names, locks, torn tails and durable operations of the daily files."""
 
 import threading
 from datetime import UTC, datetime

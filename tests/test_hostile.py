@@ -1,4 +1,4 @@
-"""Any bytes at all, on a real socket: the right answer, below 500, and no broken line."""
+"""Any bytes on a real socket: the documented response, below 500, and no broken line."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ def padded(length: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all: what one row does to it, the next would notice."""
+    """One server for all cases, so that a case that damages it fails the next one."""
     server = Server(tmp_path_factory.mktemp("hostile") / "data")
     yield server
     server.kill()
@@ -224,7 +224,7 @@ def test_silent_connections_delay_nobody(server: Server) -> None:
 def test_more_silent_connections_than_a_worker_accepts_delay_nobody(
     serve: Callable[..., Server],
 ) -> None:
-    """The kernel keeps them: they are not the worker's until they say something."""
+    """The kernel holds silent connections back until they send something."""
     server = serve("--worker-connections=20")
     assert server.send_cli().status == 204  # it has told the kernel by then
     connections = connect_many(server, b"")
@@ -321,7 +321,7 @@ def projects(server: Server) -> list[str]:
 
 
 def test_complete_requests_are_answered_beside_broken_and_partial_ones(server: Server) -> None:
-    """All that arrived is answered though a part of another request never comes."""
+    """Complete requests are answered although another one stays incomplete."""
     broken = b"GET / HTTP/1.1\r\nHost : x\r\n\r\n"
     gone = b"POST /cli HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n{"
     sent = [
@@ -410,7 +410,7 @@ def test_bytes_after_a_broken_body_are_not_read_as_a_request(
 
 
 def test_clients_that_never_read_delay_nobody(server: Server) -> None:
-    """Neither before nor after their connections have no more room for an answer."""
+    """Neither before nor after their receive buffers are full."""
     connections = [server.connect() for _ in range(8)]
     for sock in connections:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

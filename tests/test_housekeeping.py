@@ -64,7 +64,7 @@ def test_housekeeping_cuts_torn_tails_of_files_nobody_writes_to(
 def test_files_older_than_yesterdays_are_repaired_only_at_their_end(
     make_housekeeping: Callable[..., Housekeeping], data_dir: Path
 ) -> None:
-    """What an editor or a bad disk did to one of their lines is not taken for a power cut."""
+    """NUL bytes of an editor or a bad disk there are not taken for a power cut."""
     write_days(data_dir, 3)
     content = line(1) + b"\0\n" + line(2)
     names = [f"events-2026-11-{day}.jsonl" for day in (21, 22, 23)]
@@ -164,7 +164,7 @@ def test_a_draft_that_did_not_fit_is_removed(
 
 
 def run_and_die(directory: Path, index: int) -> None:
-    """Be killed at the call of that index; exit with 0 where there are fewer."""
+    """Die at the system call of that index; exit with 0 if there are fewer."""
     disk = FailingOs()
     dayfiles.os = housekeeping.os = disk  # type: ignore[assignment, attr-defined]
     disk.fault = lambda at, name, arguments: os._exit(9) if at == index else None

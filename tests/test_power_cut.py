@@ -1,4 +1,4 @@
-"""The power goes at every moment of a server's life; what was acknowledged is there afterwards."""
+"""Simulated power cuts at every moment of a server's life lose nothing acknowledged."""
 
 import gzip
 import zlib
@@ -26,7 +26,7 @@ RETENTION_DAYS = 3
 
 @dataclass(frozen=True)
 class Cut:
-    """What the disk holds after a power cut, and what was known when the power went."""
+    """The disk after a power cut, and what was acknowledged before it."""
 
     image: Image
     today: date
@@ -119,7 +119,7 @@ def events_first(life: Life) -> None:
 
 
 def live(steps: Steps, before: Cut, tmp_path: Path, *, cut: bool = False) -> tuple[str, Cuts]:
-    """Take the steps on a disk as it was left; return what is wrong, and each cut on the way."""
+    """Take the steps on a disk; return what is wrong, and the state after each possible cut."""
     cuts: Cuts = {}
 
     def note_cuts() -> None:
@@ -173,13 +173,13 @@ RESTARTS = [house_first, events_first]
 
 
 def shape(cut: Cut) -> object:
-    """Return what roughly tells cuts apart: the days' files, and which of them are torn."""
+    """Return a rough fingerprint of a cut: the files, and which of them are torn."""
     days = {name: b for name, b in cut.image.items() if is_days_file(name)}
     return frozenset((name, b"\0" in b, b[-1:] == b"\n") for name, b in days.items())
 
 
 def faults_after(cuts: Cuts, tmp_path: Path) -> Iterator[str]:
-    """Yield what is wrong after each cut, once the server was up again."""
+    """Yield what is wrong after each cut and a restart of the server."""
     for number, cut in enumerate(cuts.values()):
         steps = RESTARTS[number % 2]
         if fault := live(steps, cut, tmp_path)[0]:

@@ -49,7 +49,7 @@ CLI_VALUES = VALUE | nearly(
 
 
 def normal_form(parse: Any, document: Any) -> Any:
-    """What `parse` makes of it; None where it refuses, in one sentence that shows no value."""
+    """Return what `parse` returns, or None if it rejects the value without showing it."""
     try:
         return parse(document)
     except Rejected as exc:

@@ -1,4 +1,4 @@
-"""The command `flask report`: which files it reads, what it says of the others, and how it ends."""
+"""The command `flask report`: which files it reads, which problems it names, how it ends."""
 
 import gzip
 import json

@@ -593,7 +593,7 @@ def test_the_command_itself_prints_the_same_numbers(tmp_path: Path) -> None:
 
 
 def first_difference(seen: Any, wanted: Any, path: str = "report") -> str | None:
-    """Say where two JSON values differ first, and how; None where they are the same."""
+    """Say where two JSON values differ first, and how; None if they are equal."""
     if isinstance(seen, dict) and isinstance(wanted, dict):
         if seen.keys() != wanted.keys():
             return f"{path} has {sorted(seen)}, not {sorted(wanted)}"
