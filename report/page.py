@@ -48,7 +48,7 @@ class Label(NamedTuple):
 def draw_page(report: Report) -> str:
     """Draw the report as an HTML document that can be published."""
     series = outline.adoption(report)
-    return TEMPLATES.get_template("report.html").render(
+    page = TEMPLATES.get_template("report.html").render(
         report=report,
         outline=outline,
         series=series,
@@ -64,6 +64,7 @@ def draw_page(report: Report) -> str:
         most_rows=MAX_ROWS,
         top_versions=TOP_VERSIONS,
     )
+    return page.lstrip()  # the template's macros leave empty lines
 
 
 def places(report: Report) -> list[tuple[float, float, str]]:
