@@ -27,11 +27,6 @@ RUNS = 7
 Tool = Callable[..., "subprocess.Popen[str]"]
 
 
-@pytest.fixture
-def server(shared_server: Server) -> Server:
-    return shared_server
-
-
 @pytest.fixture(scope="module")
 def node() -> str:
     return program("node")
@@ -92,7 +87,7 @@ def start_tool(node: str, project: Path) -> Iterator[Tool]:
 
 @pytest.fixture
 def mute() -> Iterator[socket.socket]:
-    """A server that accepts connections and never responds."""
+    """A server that takes connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(PATIENCE_SECONDS)
         yield listener
