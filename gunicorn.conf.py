@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import socket
+from functools import partial
 
 from gunicorn.arbiter import Arbiter
 
@@ -54,8 +55,21 @@ logging.basicConfig(
 )
 
 
+# A worker has no signal handlers of its own before post_worker_init.  A signal to stop that
+# arrived earlier would be lost, and the worker would be killed later, with its connections.
+# Blocked from before the fork, the signal stays pending until the handlers are set.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+block_stop_signals = partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOP_SIGNALS)
+unblock_stop_signals = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
 def on_starting(server: Arbiter) -> None:
     app.warm_up(server.app.wsgi())
+    os.register_at_fork(before=block_stop_signals, after_in_parent=unblock_stop_signals)
+
+
+def pre_exec(server: Arbiter) -> None:
+    unblock_stop_signals()  # in the next master of an upgrade, which is forked as well
 
 
 def when_ready(server: Arbiter) -> None:
@@ -69,12 +83,8 @@ def when_ready(server: Arbiter) -> None:
             listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds)
 
 
-def post_fork(server: Arbiter, worker: RoundWorker) -> None:
-    # Until the worker sets its own handlers it has the master's, which would lose a SIGTERM.
-    signal.signal(signal.SIGTERM, worker.handle_exit)
-
-
 def post_worker_init(worker: RoundWorker) -> None:
+    unblock_stop_signals()
     worker.wsgi.extensions["collector"].start()
 
 

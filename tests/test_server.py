@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,17 +159,21 @@ def test_only_mode_full_stores_whole_addresses_and_no_log_has_any(
     assert b"127.0.0.1" not in files
 
 
-def test_a_stop_while_a_worker_starts_does_not_wait_for_it(
-    serve: Callable[..., Server], tmp_path: Path
+def test_a_signal_that_a_worker_gets_before_its_handlers_stops_it(
+    data_dir: Path, tmp_path: Path
 ) -> None:
-    """gunicorn would lose the signal, and end the worker after the whole graceful timeout."""
-    config = tmp_path / "slow_start.conf.py"
-    ours = (ROOT / "gunicorn.conf.py").read_text()
-    sleep = "    import time; time.sleep(1)\n\n\ndef post_worker_init("
-    config.write_text(ours.replace("\n\ndef post_worker_init(", sleep))
-    server = serve("--config", str(config))
-    wait_until(server.workers)
-    began = time.monotonic()
-    server.stop()
+    """Lost, it would let the worker live until the graceful timeout and then be killed."""
+    once = tmp_path / "once"
+    once.touch()
+    environ = {"STOP_ONCE": str(once)}
+    server = Server(data_dir, "--pythonpath=tests", "stopped_at_fork:app", environ=environ)
+    try:
+        wait_until(lambda: sum("Booting worker" in line for line in server.log) == 2)
+        assert server.send_cli().status == 204
+        assert server.stop() == 0
+    finally:
+        server.kill()
 
-    assert time.monotonic() - began < 10
+    exits = [line for line in server.log if "Worker exiting" in line]
+    assert len(exits) == 2
+    assert not any("was sent SIG" in line for line in server.log)
