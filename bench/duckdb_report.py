@@ -1,7 +1,9 @@
 """The report's JSON by DuckDB, from the same files: what `flask report` is measured against.
 
-    python bench/duckdb_report.py DIRECTORY SINCE UNTIL
+    python bench/duckdb_report.py DIRECTORY SINCE UNTIL [--struct]
 
+Payloads stay text, and each different one is parsed once, as `flask report` does it.  With
+--struct every payload is parsed when it is read, as a query is usually written.
 Only what the collector writes is read: one odd line is an error.
 """
 
@@ -27,22 +29,15 @@ CREATE MACRO is_local(host) AS NOT contains(host, '.') OR regexp_matches(
 CREATE MACRO series(v) AS coalesce(nullif(regexp_extract(v, '^v?(\d+(\.\d+)?)', 1), ''), v);
 CREATE MACRO major(v) AS coalesce(nullif(regexp_extract(v, '^v?(\d+)', 1), ''), v);
 
--- A payload stays text here, and is parsed once for each different one below.
 CREATE TEMP TABLE events AS SELECT
     date_diff('day', getvariable('first'), received_at[:10]::DATE) AS day,
     source, ip, hostname, browser, browser_version, os, os_version, payload
 FROM read_json(getvariable('files'), format = 'newline_delimited', columns = {
     received_at: 'VARCHAR', source: 'VARCHAR', ip: 'VARCHAR', hostname: 'VARCHAR',
     browser: 'VARCHAR', browser_version: 'VARCHAR', os: 'VARCHAR', os_version: 'VARCHAR',
-    payload: 'JSON'});
+    payload: 'STORED_PAYLOAD'});
 
-CREATE TEMP TABLE payloads AS SELECT payload, source, unnest(from_json(payload, '{
-    "providers": {"auth": "BOOLEAN", "data": "BOOLEAN", "router": "BOOLEAN", "live": "BOOLEAN",
-        "notification": "BOOLEAN", "auditLog": "BOOLEAN", "i18n": "BOOLEAN",
-        "accessControl": "BOOLEAN"},
-    "version": "VARCHAR", "resourceCount": "INTEGER", "projectId": "VARCHAR",
-    "nodeEnv": "VARCHAR", "nodeVersion": "VARCHAR", "os": "VARCHAR", "command": "VARCHAR",
-    "packages": [{"name": "VARCHAR", "version": "VARCHAR"}], "projectFramework": "VARCHAR"}'))
+CREATE TEMP TABLE payloads AS SELECT payload, source, unnest(PARSED_PAYLOAD)
 FROM (SELECT DISTINCT source, payload FROM events);
 
 -- What each unit sent on each day.
@@ -80,6 +75,18 @@ CREATE TEMP TABLE agent_counts AS SELECT row_number() OVER () AS key, * FROM (
 CREATE TEMP TABLE address_agents AS SELECT DISTINCT ip, browser, browser_version, os, os_version
     FROM events WHERE source = 'core' AND ip IS NOT NULL AND day >= getvariable('first_listed');
 """
+FROM_TEXT = """from_json(payload, '{
+    "providers": {"auth": "BOOLEAN", "data": "BOOLEAN", "router": "BOOLEAN", "live": "BOOLEAN",
+        "notification": "BOOLEAN", "auditLog": "BOOLEAN", "i18n": "BOOLEAN",
+        "accessControl": "BOOLEAN"},
+    "version": "VARCHAR", "resourceCount": "INTEGER", "projectId": "VARCHAR",
+    "nodeEnv": "VARCHAR", "nodeVersion": "VARCHAR", "os": "VARCHAR", "command": "VARCHAR",
+    "packages": [{"name": "VARCHAR", "version": "VARCHAR"}], "projectFramework": "VARCHAR"}')"""
+STRUCT = """STRUCT(providers STRUCT(auth BOOLEAN, "data" BOOLEAN, router BOOLEAN, live BOOLEAN,
+    notification BOOLEAN, auditLog BOOLEAN, i18n BOOLEAN, accessControl BOOLEAN),
+    version VARCHAR, resourceCount INTEGER, projectId VARCHAR, nodeEnv VARCHAR, nodeVersion VARCHAR,
+    os VARCHAR, command VARCHAR, packages STRUCT(name VARCHAR, version VARCHAR)[],
+    projectFramework VARCHAR)"""
 WINDOW = """
 SELECT source, unit,
     count(*) FILTER (days & $now > 0) AS now, count(*) FILTER (days & $before > 0) AS before,
@@ -183,7 +190,7 @@ WITH_VERSIONS = (
 
 
 class Report:
-    def __init__(self, directory: Path, since: date, until: date) -> None:
+    def __init__(self, directory: Path, since: date, until: date, as_struct: bool) -> None:
         self.since, self.until = since, until
         self.first = min(since, until - 55 * DAY)
         if (until - self.first).days > 63:
@@ -194,7 +201,9 @@ class Report:
         self.set("files", self.files(directory, "events"))
         self.refused_files = self.files(directory, "refused")
         self.days_with_file = {date.fromisoformat(Path(p).name[7:17]) for p in self.event_files}
-        self.database.execute(TABLES)
+        stored, parsed = (STRUCT, "payload") if as_struct else ("JSON", FROM_TEXT)
+        tables = TABLES.replace("STORED_PAYLOAD", stored).replace("PARSED_PAYLOAD", parsed)
+        self.database.execute(tables)
 
     def files(self, directory: Path, kind: str) -> list[str]:
         found = [str(path) for path in sorted(directory.glob(f"{kind}-*.jsonl*"))]
@@ -327,6 +336,7 @@ def ranked(rows: Iterable[tuple[Any, ...]], unit: str, name: str) -> list[dict[s
 
 
 if __name__ == "__main__":
-    directory, since, until = sys.argv[1:]
-    report = Report(Path(directory), date.fromisoformat(since), date.fromisoformat(until))
+    directory, since, until, *options = sys.argv[1:]
+    days = date.fromisoformat(since), date.fromisoformat(until)
+    report = Report(Path(directory), *days, as_struct="--struct" in options)
     print(json.dumps(report.json()))

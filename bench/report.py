@@ -2,6 +2,7 @@
 
     python bench/report.py                  8 weeks, a million events, plain files
     python bench/report.py --gzip           all but the newest 8 days compressed
+    python bench/report.py --struct         DuckDB parses every payload, as queries usually do
     python bench/report.py --odd            ours, with one odd line in each piece and without
 
 Both programs run as processes of their own and print the whole report.  The first round, which
@@ -67,7 +68,7 @@ class Peak:
     def __init__(self, pid: int) -> None:
         self.pid, self.peak_mb = pid, 0.0
         self.stopping = threading.Event()
-        self.thread = threading.Thread(target=self.watch)
+        self.thread = threading.Thread(target=self.watch, daemon=True)
         self.thread.start()
 
     def watch(self) -> None:
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--days", type=int, default=56)
     parser.add_argument("--gzip", action="store_true", help="all but the newest 8 days")
+    parser.add_argument("--struct", action="store_true", help="DuckDB parses every payload")
     parser.add_argument("--odd", action="store_true", help="ours alone, with odd lines and without")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -149,7 +151,7 @@ def main() -> None:
             measure(commands, [odd, directory], options.rounds)
         else:
             theirs = [str(bench_python()), str(BENCH / "duckdb_report.py")]
-            theirs += [str(directory), str(since), str(UNTIL)]
+            theirs += [str(directory), str(since), str(UNTIL), *["--struct"] * options.struct]
             commands = {"flask report": ours, "DuckDB": theirs}
             measure(commands, [directory, directory], options.rounds)
 
