@@ -4,6 +4,7 @@ Each function turns text or bytes into a normal form, or raises `Rejected`.
 """
 
 import base64
+import codecs
 import hashlib
 import hmac
 import ipaddress
@@ -158,7 +159,7 @@ def check_fields(fields: Iterable[Field], value: Any, path: str = "") -> dict[st
 
 def parse_core(encoded: str) -> dict[str, Any]:
     """Return the payload of a `core` event from its Base64 text."""
-    raw = decode_base64(encoded)
+    raw = decode_base64(encoded).removeprefix(codecs.BOM_UTF8)
     try:
         decoded = raw.decode()
     except UnicodeDecodeError:
@@ -170,7 +171,7 @@ def parse_core(encoded: str) -> dict[str, Any]:
 def parse_cli(body: bytes) -> dict[str, Any]:
     """Return the payload of a `cli` event from its JSON text."""
     try:
-        decoded = body.decode()
+        decoded = body.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise Rejected(f"payload: want UTF-8, got an invalid byte at {exc.start}.") from exc
     return check_fields(CLI, parse_json(decoded))
@@ -265,11 +266,12 @@ def client_address(peer: str, forwarded_for: str, proxies: Proxies) -> Address |
     """Return the nearest address that does not belong to a trusted proxy.
 
     `peer` is empty for a Unix socket.  `forwarded_for` is the header, its nearest hop last;
-    an entry that is no address ends the search at the hop before it.
+    an entry that is no address ends the search at the hop before it.  Empty list elements are
+    no entries (RFC 9110, 5.6.1.2).
     """
     address = parse_address(peer)
     is_trusted = address in proxies if peer else proxies.unix
-    for hop in reversed(forwarded_for.split(",")):
+    for hop in filter(str.strip, reversed(forwarded_for.split(","))):
         further = parse_address(hop) if is_trusted else None
         if further is None:
             break

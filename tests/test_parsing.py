@@ -1,5 +1,6 @@
 """Payloads, addresses, host names and user agents, one table for each rule."""
 
+import codecs
 import json
 import time
 from base64 import b64encode
@@ -205,7 +206,8 @@ def test_a_missing_required_core_field_is_rejected(field: str) -> None:
         (b'{"x":NaN}', "got a constant that JSON does not have"),
         (b'{"x":-Infinity}', "got a constant that JSON does not have"),
         (b"\xff", "want UTF-8, got an invalid byte at 0"),
-        (b"\xef\xbb\xbf{}", "not JSON"),
+        (b"\xef\xbb\xbf", "want JSON, got nothing"),
+        (b"\xef\xbb\xbf" * 2 + b"{}", "not JSON"),
         ('{"x":1}'.encode("utf-16"), "UTF-8"),
         (b'{"x":' + b"[" * 30_000, "nesting too deep"),
     ],
@@ -216,6 +218,21 @@ def test_a_payload_that_is_not_a_json_object_is_rejected(document: bytes, detail
         parse_cli(document)
 
     assert refused.value.field is None
+
+
+@pytest.mark.parametrize("name", ["plain", "b\u00fccher", "\U0001f600"])
+def test_a_byte_order_mark_before_the_json_is_passed_over(name: str) -> None:
+    text = json.dumps(CLI | {"projectId": name}, ensure_ascii=False)
+    assert parse_cli(text.encode("utf-8-sig"))["projectId"] == name
+
+    text = json.dumps(CORE | {"projectId": name}, ensure_ascii=False)
+    assert parse_core(b64encode(text.encode("utf-8-sig")).decode())["projectId"] == name
+
+
+def test_a_byte_order_mark_before_latin1_is_passed_over_too() -> None:
+    text = json.dumps(CORE | {"projectId": "b\u00fccher"}, ensure_ascii=False)
+    sent = codecs.BOM_UTF8 + text.encode("latin-1")
+    assert parse_core(b64encode(sent).decode())["projectId"] == "b\u00fccher"
 
 
 def test_the_last_of_two_equal_keys_wins() -> None:
@@ -278,7 +295,10 @@ TRUSTED = parsing.Proxies((ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::
         pytest.param("10.0.0.1", "10.0.0.3,10.0.0.2", "10.0.0.3", id="all trusted: the farthest"),
         pytest.param("10.0.0.1", "198.51.100.1, junk", "10.0.0.1", id="junk ends the walk"),
         pytest.param("10.0.0.1", "198.51.100.1, junk, 10.0.0.2", "10.0.0.2", id="at the last good"),
-        pytest.param("10.0.0.1", "198.51.100.1,", "10.0.0.1", id="an empty entry is junk"),
+        pytest.param("10.0.0.1", "198.51.100.1,", "198.51.100.1", id="empty element at the end"),
+        pytest.param("10.0.0.1", "198.51.100.1, ,\t,10.0.0.2", "198.51.100.1", id="and between"),
+        pytest.param("10.0.0.1", ",198.51.100.1 , , junk,", "10.0.0.1", id="but junk is junk"),
+        pytest.param("10.0.0.1", " ,, ", "10.0.0.1", id="empty elements only"),
         pytest.param("10.0.0.1", "[2001:db8::7]:99", "2001:db8::7", id="brackets and port"),
         pytest.param("10.0.0.1", "fe80::1%eth0", "10.0.0.1", id="zone"),
         pytest.param("::ffff:10.0.0.1", "198.51.100.1", "198.51.100.1", id="mapped peer"),
