@@ -28,12 +28,12 @@ from flask import Flask
 from chromium import Chromium, Tab
 from naive_report import naive_report
 from records import HASH, TODAY, UNTIL, Days, Record, cli, core, packages, write_days
-from report import outline
 from report.lists import LISTS
-from report.outline import UNKNOWN
-from report.page import draw_page, spread
+from report.people import outline
+from report.people.outline import UNKNOWN
+from report.people.page import draw_page, spread
+from report.people.text import draw_text
 from report.reading import MIN_BYTES_FOR_PROCESSES
-from report.text import draw_text
 from server import PATIENCE_SECONDS, ROOT, children, wait_until
 
 Report = dict[str, Any]

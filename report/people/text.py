@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import click
 
-from report.outline import (
+from report.people.outline import (
     NOTES,
     TURNOVER,
     UNKNOWN,

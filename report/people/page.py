@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from report import outline
-from report.outline import Active, Gap, Report, Series
+from report.people import outline
+from report.people.outline import Active, Gap, Report, Series
 
 TOP, MAX_ROWS = 10, 100  # rows of a list: shown at first, and after unfolding
 TOP_VERSIONS = 4
