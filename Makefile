@@ -9,7 +9,7 @@ help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 run: $(VENV)/run ## set up what is missing, then serve on http://127.0.0.1:8000
-	$(BIN)/python settings.py $(BIN)/gunicorn
+	$(BIN)/python serve.py
 
 # More tests at once than there are cores: most of them wait for something.
 test: $(VENV)/dev ## set up what is missing, then run every test

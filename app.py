@@ -29,7 +29,7 @@ from housekeeping import Housekeeping
 from parsing import Rejected
 from report import report_command
 from responses import RETRY_LATER, Prepared, prepare, problem
-from settings import ADDRESS_MODES, VERSION, Settings, read_settings
+from settings import VERSION, Settings, read_settings
 from storage import Batch, NotStored, Store
 
 MAX_BODY_BYTES = 64 * 1024
@@ -288,7 +288,6 @@ def page() -> Response:
     html = render_template(
         "page.html",
         settings=settings,
-        address_modes=ADDRESS_MODES,
         core=[(field.name, field.about) for field in parsing.CORE],
         cli=[(field.name, field.about) for field in parsing.CLI],
     )

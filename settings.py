@@ -1,16 +1,8 @@
-"""The settings: environment variables, read once at start.
-
-    python settings.py COMMAND…    check the environment, then run the command
-
-gunicorn reads WEB_CONCURRENCY when it is imported, and ends with a traceback if that is not a
-number; checked before, the start ends with one line.
-"""
+"""The settings: environment variables, read once at start."""
 
 import contextlib
-import os
 import re
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,17 +13,13 @@ from parsing import Proxies, parse_network
 VERSION = "1.0.0"  # the newest release in CHANGELOG.md
 
 PREFIX = "TELEMETRY_"
-# Kubernetes sets these in every pod if a Service is called "telemetry".
-KUBERNETES_NAME = re.compile(r"TELEMETRY_(PORT(_.*)?|SERVICE_.*)")
+# Kubernetes sets these in every pod for a Service called "telemetry" or "telemetry-…".
+KUBERNETES_NAME = re.compile(
+    r"TELEMETRY(_[A-Z0-9_]+)?"
+    r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)"
+)
 
-# What happens to the client's address in each mode, in the words of the transparency page.
-ADDRESS_MODES = {
-    "full": "stored as it is",
-    "masked": "cut to its network (/24 for IPv4, /48 for IPv6) before it is stored",
-    "hashed": "replaced, before it is stored, by a keyed hash; "
-    "the key is random, a new one each day, and destroyed afterwards",
-    "none": "not stored",
-}
+ADDRESS_MODES = ("full", "masked", "hashed", "none")
 
 
 class ConfigError(SystemExit):
@@ -43,11 +31,20 @@ class ConfigError(SystemExit):
 
 
 def directory(value: str) -> Path:
+    # Left over from a shell that did not read it: a directory of that name would be created.
+    if value[0] in "'\"~$" or re.search(r"^[\s\0-\x1f\x7f]|[\s\0-\x1f\x7f]$", value):
+        raise ValueError("a directory, without quotes, ~, $ or white space around it")
     path = Path(value)
     with contextlib.suppress(OSError):  # it may be accessible by the time it is created
-        if not value or any(there.is_file() for there in (path, *path.parents)):
+        if any(there.is_file() for there in (path, *path.parents)):
             raise ValueError("a directory")
     return path
+
+
+def words(value: str) -> str:
+    if not value.isprintable() or value != value.strip():
+        raise ValueError("one line of text, without white space around it")
+    return value
 
 
 def proxies(value: str) -> Proxies:
@@ -87,6 +84,9 @@ class Settings:
     """The variables with the prefix TELEMETRY_, each a field of the same name in lower case."""
 
     data_dir: Path = field(metadata=variable("data", directory, "where the files live"))
+    framework: str = field(metadata=variable("Refine", words, "whose telemetry this is"))
+    opt_out: str = field(metadata=variable("", words, "how that framework's users opt out"))
+    contact: str = field(metadata=variable("", words, "who runs this: an address or words"))
     trusted_proxies: Proxies = field(
         metadata=variable("", proxies, "whose X-Forwarded-For is believed")
     )
@@ -113,7 +113,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             raise ConfigError(f"{name}={value!r}: want one of {', '.join(NAMES)}")
     values = {}
     for name, one in NAMES.items():
-        value = environ.get(name, one.metadata["default"])
+        value = environ.get(name) or one.metadata["default"]
         values[one.name] = parse(name, value, one.metadata["parser"])
     return Settings(**values)
 
@@ -129,13 +129,13 @@ def parse(name: str, value: str, parser: Callable[[str], Any]) -> Any:
 
 
 def worker_count(environ: Mapping[str, str]) -> int:
-    value = environ.get("WEB_CONCURRENCY", "1")
+    value = environ.get("WEB_CONCURRENCY") or "1"
     return int(parse("WEB_CONCURRENCY", value, lambda text: whole_number(text, 1, 1000)))
 
 
 def bind_addresses(environ: Mapping[str, str]) -> list[str]:
     """Return where to listen: on $PORT of every interface, else on the loopback interface."""
-    if "PORT" not in environ:
+    if not environ.get("PORT"):
         return ["127.0.0.1:8000"]
     port = parse("PORT", environ["PORT"], lambda text: whole_number(text, 1, 65535))
     try:
@@ -146,10 +146,3 @@ def bind_addresses(environ: Mapping[str, str]) -> list[str]:
     except OSError:
         return [f"0.0.0.0:{port}"]
     return [f"[::]:{port}", f"0.0.0.0:{port}"] if is_alone else [f"[::]:{port}"]
-
-
-if __name__ == "__main__":
-    read_settings(os.environ)
-    worker_count(os.environ)
-    bind_addresses(os.environ)
-    os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606 - the command is the operator's own

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from parsing import Proxies
-from server import GUNICORN, PATIENCE_SECONDS, ROOT
-from settings import ConfigError, bind_addresses, read_settings, worker_count
+from server import PATIENCE_SECONDS, ROOT
+from settings import NAMES, ConfigError, bind_addresses, read_settings, worker_count
 
 
 def test_the_default_settings_are_those_of_the_contract() -> None:
     assert vars(read_settings({"PATH": "/bin", "PORT": "80"})) == {
         "data_dir": Path("data"),
+        "framework": "Refine",
+        "opt_out": "",
+        "contact": "",
         "trusted_proxies": Proxies(),
         "ip": "full",
         "honor_opt_out": True,
@@ -27,7 +30,19 @@ def test_the_default_settings_are_those_of_the_contract() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "wanted"),
     [
-        ("TELEMETRY_DATA_DIR", "", "a directory"),
+        ("TELEMETRY_DATA_DIR", "'/srv/data'", "a directory, without quotes, ~, $ or white space"),
+        ("TELEMETRY_DATA_DIR", '"/srv/data"', "a directory, without quotes"),
+        ("TELEMETRY_DATA_DIR", "~/data", "a directory, without quotes"),
+        ("TELEMETRY_DATA_DIR", "$HOME/data", "a directory, without quotes"),
+        ("TELEMETRY_DATA_DIR", " /srv/data", "a directory, without quotes"),
+        ("TELEMETRY_DATA_DIR", "/srv/data\r", "a directory, without quotes"),
+        ("TELEMETRY_DATA_DIR", "/srv/data\x85", "a directory, without quotes"),
+        ("TELEMETRY_DATA_DIR", "\x1b/srv/data", "a directory, without quotes"),
+        ("TELEMETRY_DATA_DIR", " ", "a directory, without quotes"),
+        ("TELEMETRY_FRAMEWORK", "Sprout\nSprout", "one line of text"),
+        ("TELEMETRY_FRAMEWORK", " ", "one line of text"),
+        ("TELEMETRY_OPT_OUT", "set SPROUT_QUIET=1 ", "one line of text"),
+        ("TELEMETRY_CONTACT", "Sprout\udce9", "one line of text"),
         ("TELEMETRY_DATA_DIR", __file__, "a directory"),
         ("TELEMETRY_DATA_DIR", f"{__file__}/data", "a directory"),
         ("TELEMETRY_TRUSTED_PROXIES", "::ffff:127.0.0.1", 'addresses, networks and "unix"'),
@@ -37,7 +52,6 @@ def test_the_default_settings_are_those_of_the_contract() -> None:
         ("TELEMETRY_TRUSTED_PROXIES", "127.0.0.1,", 'addresses, networks and "unix"'),
         ("TELEMETRY_IP", "FULL", "one of full, masked, hashed, none"),
         ("TELEMETRY_HONOR_OPT_OUT", "yes", "true or false"),
-        ("TELEMETRY_HONOR_OPT_OUT", "", "true or false"),
         ("TELEMETRY_COMPRESS_AFTER_DAYS", "-1", "a whole number from 0 to 999999999"),
         ("TELEMETRY_RETENTION_DAYS", "90d", "a whole number from 0 to 999999999"),
         ("TELEMETRY_RETENTION_DAYS", "1e3", "a whole number from 0 to 999999999"),
@@ -45,6 +59,8 @@ def test_the_default_settings_are_those_of_the_contract() -> None:
         ("TELEMETRY_MIN_FREE_MB", "9" * 10, "a whole number from 0 to 999999999"),
         ("TELEMETRY_RETENTION", "90", "one of TELEMETRY_DATA_DIR, "),
         ("TELEMETRY_PORTS", "1", "one of TELEMETRY_DATA_DIR, "),
+        ("TELEMETRY_PORT_OLD", "1", "one of TELEMETRY_DATA_DIR, "),
+        ("TELEMETRY_SERVICE", "1", "one of TELEMETRY_DATA_DIR, "),
     ],
 )
 def test_an_invalid_setting_is_one_line_with_name_value_and_what_is_wanted(
@@ -58,36 +74,63 @@ def test_an_invalid_setting_is_one_line_with_name_value_and_what_is_wanted(
     assert len(message.splitlines()) == 1
 
 
+@pytest.mark.parametrize("service", ["TELEMETRY", "TELEMETRY_CLICKHOUSE", "TELEMETRY_V2"])
 @pytest.mark.parametrize(
-    "name",
+    "ending",
     [
-        "TELEMETRY_PORT",
-        "TELEMETRY_PORT_8000_TCP_ADDR",
-        "TELEMETRY_SERVICE_HOST",
-        "TELEMETRY_SERVICE_PORT_HTTP",
+        "SERVICE_HOST",
+        "SERVICE_PORT",
+        "SERVICE_PORT_HTTP",
+        "PORT",
+        "PORT_8000_TCP",
+        "PORT_8123_TCP_ADDR",
+        "PORT_53_UDP_PROTO",
     ],
 )
-def test_variables_of_a_kubernetes_service_called_telemetry_are_ignored(name: str) -> None:
-    assert read_settings({name: "tcp://10.0.0.1:8000"}) == read_settings({})
+def test_variables_that_kubernetes_makes_of_a_service_are_ignored(
+    service: str, ending: str
+) -> None:
+    assert read_settings({f"{service}_{ending}": "tcp://10.0.0.1:8000"}) == read_settings({})
 
 
-@pytest.mark.parametrize("value", ["auto", "abc", "", "0", "-1", "1.5", "9999"])
-@pytest.mark.parametrize("name", ["WEB_CONCURRENCY", "PORT"])
-def test_an_invalid_server_variable_stops_the_start_with_one_line(name: str, value: str) -> None:
-    if (name, value) == ("PORT", "9999"):
-        value = "70000"
-    ran = subprocess.run(
-        [sys.executable, "settings.py", GUNICORN],
+def test_an_empty_value_is_as_good_as_none() -> None:
+    empty = dict.fromkeys([*NAMES, "PORT", "WEB_CONCURRENCY"], "")
+
+    assert read_settings(empty) == read_settings({})
+    assert bind_addresses(empty) == bind_addresses({})
+    assert worker_count(empty) == 1
+
+
+@pytest.mark.parametrize("value", ["a~", "a b", "/srv/it's", "/srv/$x", "/srv/caf\udce9", "é"])
+def test_an_unusual_directory_is_taken(value: str) -> None:
+    assert read_settings({"TELEMETRY_DATA_DIR": value}).data_dir == Path(value)
+
+
+def start(**environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "serve.py", "--check-config"],
         cwd=ROOT,
-        env={**os.environ, name: value},
+        env={**os.environ, **environ},
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,
     )
 
+
+@pytest.mark.parametrize("value", ["auto", "abc", "0", "-1", "1.5", "70000"])
+@pytest.mark.parametrize("name", ["WEB_CONCURRENCY", "PORT"])
+def test_an_invalid_server_variable_stops_the_start_with_one_line(name: str, value: str) -> None:
+    ran = start(**{name: value})
+
     assert ran.returncode == 1
     assert ran.stderr.startswith(f"{name}={value!r}: want a whole number from 1 to ")
     assert len(ran.stderr.splitlines()) == 1
+
+
+def test_empty_variables_do_not_stop_the_start() -> None:
+    ran = start(WEB_CONCURRENCY="", PORT="", TELEMETRY_IP="")
+
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_without_port_it_listens_on_this_machine_only_and_with_it_on_every_interface() -> None:

@@ -281,7 +281,7 @@ def test_with_port_both_families_are_served(data_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "settings.py", GUNICORN],
+        [sys.executable, "serve.py"],
         cwd=ROOT,
         env={**os.environ, "PORT": str(port), "TELEMETRY_DATA_DIR": str(data_dir)},
         stderr=subprocess.DEVNULL,
