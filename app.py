@@ -23,9 +23,9 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import MapAdapter
 
 import parsing
-from dayfiles import encode, timestamp, utc_now
+from files.housekeeping import Housekeeping
+from files.records import encode, make_record, timestamp, utc_now
 from forget import forget_command
-from housekeeping import Housekeeping
 from parsing import Rejected
 from report import report_command
 from responses import RETRY_LATER, Prepared, prepare, problem
@@ -206,19 +206,18 @@ def collect(source: str, payload: dict[str, Any], stored: Prepared) -> Response:
         "id": str(uuid4()),
         "received_at": timestamp(here.store.clock()),
         "source": source,
-        "ip": None,
+        "payload": payload,
     }
     if source == "core":
         event["hostname"] = client_hostname(environ)
         event |= parsing.describe_agent(environ.get("HTTP_USER_AGENT", ""))
-    event["payload"] = payload
     address, mode = client_address(here, environ), here.settings.ip
     hash_ip = None
     if address and mode == "hashed":
         hash_ip = partial(parsing.hash_address, address)
     elif address and mode != "none":
         event["ip"] = parsing.mask_address(address) if mode == "masked" else str(address)
-    return OnceStored(here.store, here.store.enqueue(event, hash_ip), stored)
+    return OnceStored(here.store, here.store.enqueue(make_record(source, event), hash_ip), stored)
 
 
 def has_opted_out() -> bool:
@@ -288,8 +287,10 @@ def page() -> Response:
     html = render_template(
         "page.html",
         settings=settings,
-        core=[(field.name, field.about) for field in parsing.CORE],
-        cli=[(field.name, field.about) for field in parsing.CLI],
+        **{
+            source: [(name, field.about) for name, field in fields.items()]
+            for source, fields in parsing.FIELDS.items()
+        },
     )
     return respond(prepare(200, html.encode(), "text/html; charset=utf-8"))
 

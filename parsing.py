@@ -8,16 +8,17 @@ import codecs
 import hashlib
 import hmac
 import ipaddress
-import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import unquote
 
 from ua_parser import OS, Domain, Resolver, UserAgent, load_lazy_builtins
 from ua_parser.regex import Resolver as RegexResolver
+
+from files.records import AGENT_KEYS, PAYLOAD_KEYS, PROVIDERS, decode
 
 MAX_TEXT_CHARS = 256
 MAX_PACKAGES = 256
@@ -26,8 +27,6 @@ MAX_AGENT_CHARS = 512  # the time to match grows with the length
 MAX_HOSTNAME_CHARS = 253
 MAX_KNOWN = 256  # cached addresses and host names: the same ones come again
 MAX_KNOWN_AGENTS = 10_000  # cached user agents
-
-PROVIDERS = ("auth", "data", "router", "live", "notification", "auditLog", "i18n", "accessControl")
 
 TYPE_NAMES = {
     dict: "an object",
@@ -108,37 +107,46 @@ def packages(value: Any, field: str) -> list[dict[str, Any]]:
     if len(value) > MAX_PACKAGES:
         wanted = f"at most {MAX_PACKAGES} packages"
         raise Rejected(f"{field}: want {wanted}, got {len(value)}.", field=field)
-    return [check_fields(PACKAGE, item, f"{field}[{i}]") for i, item in enumerate(value)]
+    return [package(item, f"{field}[{i}]") for i, item in enumerate(value)]
+
+
+def package(value: Any, field: str) -> dict[str, Any]:
+    sent = want_object(value, field)
+    return {
+        "name": text(sent.get("name", MISSING), f"{field}.name"),
+        "version": optional_text(sent.get("version", MISSING), f"{field}.version"),
+    }
 
 
 @dataclass(frozen=True)
 class Field:
     """A field of a payload; `about` describes it on the transparency page."""
 
-    name: str
     check: Callable[[Any, str], Any]
-    about: str = ""
+    about: str
 
 
-CORE = (
-    Field("providers", providers, f"which of the app's providers are set: {', '.join(PROVIDERS)}"),
-    Field("version", text, "the version of the framework"),
-    Field("resourceCount", resource_count, "how many resources the app has"),
-    Field("projectId", optional_text, "the project's own identifier, if it has one"),
-)
-
-CLI = (
-    Field("nodeEnv", optional_text, "the environment Node runs in, such as “development”"),
-    Field("nodeVersion", text, "the version of Node"),
-    Field("os", optional_text, "the operating system"),
-    Field("osVersion", optional_text, "the version of the operating system"),
-    Field("command", optional_text, "the command that ran, such as “dev”"),
-    Field("packages", packages, "the framework's installed packages, with their versions"),
-    Field("projectFramework", text, "what the project is built with, such as “vite”"),
-    Field("projectId", optional_text, "the project's own identifier, if it has one"),
-)
-
-PACKAGE = (Field("name", text), Field("version", optional_text))
+# The fields of each source's payload, by their names.
+FIELDS = {
+    "core": {
+        "providers": Field(
+            providers, f"which of the app's providers are set: {', '.join(PROVIDERS)}"
+        ),
+        "version": Field(text, "the version of the framework"),
+        "resourceCount": Field(resource_count, "how many resources the app has"),
+        "projectId": Field(optional_text, "the project's own identifier, if it has one"),
+    },
+    "cli": {
+        "nodeEnv": Field(optional_text, "the environment Node runs in, such as “development”"),
+        "nodeVersion": Field(text, "the version of Node"),
+        "os": Field(optional_text, "the operating system"),
+        "osVersion": Field(optional_text, "the version of the operating system"),
+        "command": Field(optional_text, "the command that ran, such as “dev”"),
+        "packages": Field(packages, "the framework's installed packages, with their versions"),
+        "projectFramework": Field(text, "what the project is built with, such as “vite”"),
+        "projectId": Field(optional_text, "the project's own identifier, if it has one"),
+    },
+}
 
 
 def unwanted(field: str, wanted: str, value: Any) -> Rejected:
@@ -146,15 +154,20 @@ def unwanted(field: str, wanted: str, value: Any) -> Rejected:
     return Rejected(f"{field}: want {wanted}, got {seen}.", field=field)
 
 
-def check_fields(fields: Iterable[Field], value: Any, path: str = "") -> dict[str, Any]:
-    """Return all listed fields of the object, in that order, and no others."""
+def check_payload(source: str, payload: Any) -> dict[str, Any]:
+    """Return all fields of the source's payload, in their order, and no others."""
+    sent = want_object(payload)
+    fields = FIELDS[source]
+    return {
+        name: fields[name].check(sent.get(name, MISSING), name) for name in PAYLOAD_KEYS[source]
+    }
+
+
+def want_object(value: Any, field: str | None = None) -> dict[str, Any]:
     if type(value) is not dict:
-        what = path or "payload"
-        raise Rejected(
-            f"{what}: want an object, got {TYPE_NAMES[type(value)]}.", field=path or None
-        )
-    prefix = f"{path}." if path else ""
-    return {f.name: f.check(value.get(f.name, MISSING), prefix + f.name) for f in fields}
+        seen = TYPE_NAMES[type(value)]
+        raise Rejected(f"{field or 'payload'}: want an object, got {seen}.", field=field)
+    return value
 
 
 def parse_core(encoded: str) -> dict[str, Any]:
@@ -165,7 +178,7 @@ def parse_core(encoded: str) -> dict[str, Any]:
     except UnicodeDecodeError:
         # btoa() encodes each code unit as one byte, which is Latin-1.
         decoded = raw.decode("latin-1")
-    return check_fields(CORE, parse_json(decoded))
+    return check_payload("core", parse_json(decoded))
 
 
 def parse_cli(body: bytes) -> dict[str, Any]:
@@ -174,7 +187,7 @@ def parse_cli(body: bytes) -> dict[str, Any]:
         decoded = body.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise Rejected(f"payload: want UTF-8, got an invalid byte at {exc.start}.") from exc
-    return check_fields(CLI, parse_json(decoded))
+    return check_payload("cli", parse_json(decoded))
 
 
 # A "+" in a query string arrives as a space; MIME encoders add line breaks.
@@ -194,28 +207,13 @@ def decode_base64(encoded: str) -> bytes:
         raise Rejected("payload: want Base64, got text that is not Base64.") from exc
 
 
-def refuse_constant(_: str) -> NoReturn:
-    raise Rejected("payload: want JSON, got a constant that JSON does not have.")
-
-
-def whole_number(digits: str) -> int:
-    """Parse at most 20 digits: more are out of range anyway, and slow to parse."""
-    return int(digits[:20])
-
-
-json_decoder = json.JSONDecoder(parse_constant=refuse_constant, parse_int=whole_number)
-
-
 def parse_json(document: str) -> Any:
     if not document:
         raise Rejected("payload: want JSON, got nothing.")
     try:
-        return json_decoder.decode(document)
-    except json.JSONDecodeError as exc:
-        seen = f"text that is not JSON at character {exc.pos}"
-        raise Rejected(f"payload: want JSON, got {seen}.") from exc
-    except RecursionError as exc:
-        raise Rejected("payload: want JSON, got nesting too deep.") from exc
+        return decode(document)
+    except ValueError as exc:
+        raise Rejected(f"payload: want JSON, got {exc}.") from exc
 
 
 HOST_AND_PORT = re.compile(r"(\[(?P<bracketed>.+)\]|(?P<plain>[^:]+))(:\d{1,5})?")
@@ -331,12 +329,13 @@ def describe_agent(header: str) -> dict[str, str | None]:
 def match_agent(agent: str) -> dict[str, str | None]:
     found = agent_resolver()(UNSAFE.sub("", agent), Domain.USER_AGENT | Domain.OS)
     browser, os = found.user_agent, found.os
-    return {
-        "browser": browser.family if browser else None,
-        "browser_version": join_version(browser),
-        "os": os.family if os else None,
-        "os_version": join_version(os),
-    }
+    values = (
+        browser.family if browser else None,
+        join_version(browser),
+        os.family if os else None,
+        join_version(os),
+    )
+    return dict(zip(AGENT_KEYS, values, strict=True))
 
 
 @cache

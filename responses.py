@@ -3,7 +3,7 @@
 from http import HTTPStatus
 from typing import NamedTuple
 
-from dayfiles import encode
+from files.records import encode
 
 RETRY_AFTER_SECONDS = 30
 

@@ -22,29 +22,24 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from dayfiles import (
-    DRAFT_SUFFIX,
+from files.days import DRAFT_SUFFIX, Kind, key_name, plain_name
+from files.durable import (
     FILE_MODE,
-    Kind,
     cut_off,
-    encode,
     free_bytes,
     is_named,
-    key_name,
     locked,
     make_directory,
     open_regular,
     opened,
-    plain_name,
     repair_tail,
     require_room,
     sync_directory,
     sync_name,
-    timestamp,
-    utc_now,
     write_all,
     write_draft,
 )
+from files.records import encode, timestamp, utc_now
 
 KEY_MODE = 0o600
 KEY_BYTES = 32

@@ -14,7 +14,7 @@ import click
 from flask import current_app
 from flask.cli import with_appcontext
 
-from dayfiles import DayFile, Kind
+from files.days import DayFile, Kind
 from report import people
 from report.activity import Period
 from report.figures import make_report

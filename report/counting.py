@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
-from dayfiles import encode
+from files.records import encode
 from report.lists import AGENT, MACHINE, PAYLOAD, PROJECT
 
 MAX_KNOWN = 50_000  # cached parts and host names

@@ -21,7 +21,8 @@ from typing import BinaryIO, NamedTuple, cast
 
 import click
 
-from dayfiles import DayFile, Kind, archived_bytes, compressed_path, day_files
+from files.days import DayFile, Kind, compressed_path, day_files
+from files.durable import archived_bytes
 from report.activity import Count, Period
 from report.counting import Tally, count_events, count_refusals
 

@@ -9,12 +9,11 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-import dayfiles
-import housekeeping
 import storage
 from app import create_app
 from chromium import Chromium
 from faults import FailingOs
+from files import durable, housekeeping
 from server import Server, program
 from settings import read_settings
 
@@ -59,7 +58,7 @@ def make_app(data_dir: Path) -> Iterator[Callable[..., Flask]]:
 def disk(monkeypatch: pytest.MonkeyPatch) -> FailingOs:
     """A disk that fails on demand, for all modules that write to the data directory."""
     disk = FailingOs()
-    for module in (dayfiles, housekeeping, storage):
+    for module in (durable, housekeeping, storage):
         monkeypatch.setattr(module, "os", disk)
     return disk
 

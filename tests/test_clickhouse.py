@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 import clickhouse
-from dayfiles import encode
+from files.records import encode
 from naive_report import PROVIDERS, naive_report
 
 pytestmark = pytest.mark.slow

@@ -19,12 +19,12 @@ import pytest
 from click.testing import Result
 from flask import Flask
 
-import dayfiles
-import erasing
-import forget
-from dayfiles import encode
-from erasing import Verdict
 from faults import FailingOs
+from files import durable
+from files.days import DRAFT_NAME
+from files.records import encode
+from forget import command, erasing
+from forget.erasing import Verdict
 from server import ROOT, Load, Server, program, wait_until
 from storage import Appender
 
@@ -101,7 +101,7 @@ def test_exactly_the_named_events_are_erased(
     ],
 )
 def test_a_host_is_found_as_it_is_stored(given: str, stored: str, other: str) -> None:
-    judge = forget.choose((), (given,), ())
+    judge = command.choose((), (given,), ())
 
     assert judge({"hostname": stored}) is Verdict.ERASE
     assert judge({"hostname": other}) is judge({"hostname": None}) is judge({}) is Verdict.KEEP
@@ -317,10 +317,10 @@ TWIN = f"{NAME}.gz"  # of a compression that was killed before it could delete t
 
 def erase_in(directory: Path) -> dict[Path, str]:
     """Do what the command does with --yes; return the problems."""
-    judge, problems = forget.choose((WANTED,), (), ()), dict[Path, str]()
-    with forget.reported(directory, problems), forget.alone(directory):
-        counts = forget.look(directory, judge, problems)
-        forget.erase_all(directory, judge, 0, counts, problems)
+    judge, problems = command.choose((WANTED,), (), ()), dict[Path, str]()
+    with command.reported(directory, problems), command.alone(directory):
+        counts = command.look(directory, judge, problems)
+        command.erase_all(directory, judge, 0, counts, problems)
     return problems
 
 
@@ -340,7 +340,7 @@ def check_nothing_is_lost_or_doubled(directory: Path) -> None:
 
 
 def use_failing_os(disk: FailingOs, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (dayfiles, erasing):
+    for module in (durable, erasing):
         monkeypatch.setattr(module, "os", disk)
 
 
@@ -397,7 +397,7 @@ def test_a_disk_that_fails_at_any_call_leaves_whole_files_and_no_draft(
         is_clean = content(directory / NAME) == content(directory / ARCHIVE) == KEPT
         assert is_clean or problems, f"call {index} failed: {calls[index]}"
         failed = calls[index][0] if index < len(calls) else ""
-        assert failed in ("unlink", "open") or not (directory / dayfiles.DRAFT_NAME).exists()
+        assert failed in ("unlink", "open") or not (directory / DRAFT_NAME).exists()
         assert erase_in(directory) == {}
         if index >= len(calls):
             break
@@ -441,7 +441,7 @@ def before_the_lock(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) 
     def locked(directory: Path) -> AbstractContextManager[None]:
         if actions:
             actions.pop()()
-        return dayfiles.locked(directory)
+        return durable.locked(directory)
 
     monkeypatch.setattr(erasing, "locked", locked)
 
@@ -495,7 +495,7 @@ def test_a_file_that_changes_during_every_copy_is_named(
         copy = path.with_name("copy")
         copy.write_bytes(path.read_bytes())
         copy.rename(path)
-        return dayfiles.locked(directory)
+        return durable.locked(directory)
 
     monkeypatch.setattr(erasing, "locked", replaced)
     ran = run("--ip", WANTED, "--yes")
@@ -533,7 +533,7 @@ def test_matching_events_that_keep_arriving_are_reported_as_left(
         with path.open("ab") as file:
             file.write(MINE)
 
-    monkeypatch.setattr(forget, "erase", erase_and_append)
+    monkeypatch.setattr(command, "erase", erase_and_append)
     ran = run("--ip", WANTED, "--yes")
 
     assert ran.exit_code == 1
@@ -565,25 +565,25 @@ def test_only_little_is_written_and_synced_under_the_lock(
 
     def locked(directory: Path) -> AbstractContextManager[None]:
         events.append(("lock", 0))
-        return dayfiles.locked(directory)
+        return durable.locked(directory)
 
     disk.fault = follow
     use_failing_os(disk, monkeypatch)
     monkeypatch.setattr(erasing, "locked", locked)
-    erasing.erase(path, forget.choose((WANTED,), (), ()))
+    erasing.erase(path, command.choose((WANTED,), (), ()))
 
     at = events.index(("lock", 0))
     assert events[at - 1] == ("fsync", 0)
     assert not late
-    assert sum(size for _, size in events[:at]) > path.stat().st_size - 2 * dayfiles.CHUNK_BYTES
-    assert sum(size for _, size in events[at:]) <= dayfiles.CHUNK_BYTES
+    assert sum(size for _, size in events[:at]) > path.stat().st_size - 2 * durable.CHUNK_BYTES
+    assert sum(size for _, size in events[at:]) <= durable.CHUNK_BYTES
 
 
 def test_it_waits_for_housekeeping_and_says_so(
     run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (data_dir / NAME).write_bytes(MINE + KEPT)
-    claim = dayfiles.claimed(data_dir)
+    claim = durable.claimed(data_dir)
     claim.__enter__()
     contents = []
 
@@ -591,7 +591,7 @@ def test_it_waits_for_housekeeping_and_says_so(
         contents.append((data_dir / NAME).read_bytes())
         claim.__exit__(None, None, None)
 
-    monkeypatch.setattr("forget.time.sleep", sleep)
+    monkeypatch.setattr("forget.command.time.sleep", sleep)
     ran = run("--ip", WANTED, "--yes")
 
     assert ran.exit_code == 0

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-import dayfiles
-import housekeeping
 from faults import NAME, NOON, FailingOs, line
-from housekeeping import Housekeeping
+from files import durable, housekeeping
+from files.housekeeping import Housekeeping
 from server import wait_until
 from storage import Appender
 
@@ -166,7 +165,7 @@ def test_a_draft_that_did_not_fit_is_removed(
 def run_and_die(directory: Path, index: int) -> None:
     """Die at the system call of that index; exit with 0 if there are fewer."""
     disk = FailingOs()
-    dayfiles.os = housekeeping.os = disk  # type: ignore[assignment, attr-defined]
+    durable.os = housekeeping.os = disk  # type: ignore[assignment, attr-defined]
     disk.fault = lambda at, name, arguments: os._exit(9) if at == index else None
     Housekeeping(directory, lambda: NOON, 1, 3).run(TODAY)
 
@@ -225,7 +224,7 @@ def test_only_one_process_does_housekeeping_at_a_time(
     make_housekeeping: Callable[..., Housekeeping], data_dir: Path
 ) -> None:
     content = write_days(data_dir, 3)
-    with dayfiles.claimed(data_dir):
+    with durable.claimed(data_dir):
         with pytest.raises(BlockingIOError):
             make_housekeeping(compress_after_days=1).run(TODAY)
         assert read_days(data_dir) == content

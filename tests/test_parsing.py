@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 import parsing
+from files.records import PROVIDERS
 from parsing import Rejected, parse_cli, parse_core
 from server import CLI, CORE
 
-ALL_FALSE = dict.fromkeys(parsing.PROVIDERS, False)
+ALL_FALSE = dict.fromkeys(PROVIDERS, False)
 SET = ["live", "i18n"]
 
 

@@ -15,10 +15,10 @@ from unittest.mock import patch
 
 import pytest
 
-import dayfiles
-import housekeeping
 import storage
 from disk import Disk, Image
+from files import durable, housekeeping
+from files.records import encode, utc_now
 
 DAYS = [date(2026, 11, 20) + timedelta(days) for days in range(4)]
 RETENTION_DAYS = 3
@@ -46,9 +46,7 @@ class Life:
         self.today = before.today
         self.sent = dict(before.sent)
         self.acknowledged = set(before.acknowledged)
-        self.housekeeping = housekeeping.Housekeeping(
-            directory, dayfiles.utc_now, 1, RETENTION_DAYS
-        )
+        self.housekeeping = housekeeping.Housekeeping(directory, utc_now, 1, RETENTION_DAYS)
         self.workers = [storage.Appender(directory), storage.Appender(directory)]
         self.numbers = count(len(self.sent))
 
@@ -69,7 +67,7 @@ def event_line(number: int, day: date) -> bytes:
     """Return a line of 80 to 1300 bytes, no part of which is found in any other."""
     text = Random(number).randbytes(number * 173 % 600).hex()
     event = {"id": number, "received_at": f"{day}T12:00:00.000Z", "text": text}
-    return f"{dayfiles.encode(event)}\n".encode("ascii")
+    return f"{encode(event)}\n".encode("ascii")
 
 
 def is_days_file(name: str) -> bool:
@@ -134,7 +132,7 @@ def live(steps: Steps, before: Cut, tmp_path: Path, *, cut: bool = False) -> tup
     if cut:
         life.disk.before_change = note_cuts
     with ExitStack() as patches:
-        for module in (dayfiles, housekeeping, storage):
+        for module in (durable, housekeeping, storage):
             patches.enter_context(patch.object(module, "os", life.disk))
             patches.enter_context(patch.object(module.log, "disabled", True))
         steps(life)
@@ -211,7 +209,7 @@ def test_a_second_power_cut_during_recovery_loses_nothing_either(
     [
         pytest.param(Disk, "fsync", lambda *_: None, "lost", id="syncs nothing"),
         pytest.param(storage, "sync_directory", lambda _: None, "lost", id="syncs no name"),
-        pytest.param(dayfiles, "MAX_UNSYNCED_BYTES", 0, "never sent", id="overlooks NUL bytes"),
+        pytest.param(durable, "MAX_UNSYNCED_BYTES", 0, "never sent", id="overlooks NUL bytes"),
         pytest.param(
             storage.Appender, "roll_back", storage.Appender.close, "lost", id="rolls nothing back"
         ),

@@ -1,7 +1,9 @@
 """What a contributor and an upgrade rely on: version, changelog, automation, file forms."""
 
+import ast
 import re
 import subprocess
+from pathlib import Path
 
 from flask.testing import FlaskClient
 
@@ -52,3 +54,37 @@ def test_every_file_has_the_form_that_editorconfig_asks_for() -> None:
 
     assert len(texts) > 80
     assert wrong == []
+
+
+def rooms() -> dict[str, list[Path]]:
+    """Return the modules of each room: a package, or a module at the root."""
+    packages = {
+        path.parent.name: sorted(path.parent.rglob("*.py")) for path in ROOT.glob("*/__init__.py")
+    }
+    return packages | {path.stem: [path] for path in ROOT.glob("*.py")}
+
+
+def imported(module: Path) -> set[str]:
+    """Return the first part of each name that the module imports."""
+    names = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name.split(".")[0] for name in names}
+
+
+def test_imports_run_as_the_map_says_and_in_no_circle() -> None:
+    rows = re.findall(r"^    (\S+) -> (.+)$", read("CONTRIBUTING.md"), re.M)
+    drawn = {room: set(others.split(", ")) for room, others in rows}
+    found = {
+        room: set().union(*map(imported, modules)) & set(rooms()) - {room}
+        for room, modules in rooms().items()
+    }
+
+    assert drawn == {room: others for room, others in found.items() if others}
+    while drawn:
+        leaves = {room for room in drawn if not drawn[room] & set(drawn)}
+        assert leaves, f"a circle: {drawn}"
+        drawn = {room: others for room, others in drawn.items() if room not in leaves}

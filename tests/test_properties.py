@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import parsing
-from dayfiles import encode
-from parsing import CLI, CORE, Rejected, check_fields, parse_cli, parse_core
+from files.records import AGENT_KEYS, PAYLOAD_KEYS, encode
+from parsing import Rejected, check_payload, parse_cli, parse_core
 from report.counting import Tally, count_events
 
 settings.register_profile("noisy", deadline=None)  # of one example: the machine may be busy
@@ -65,8 +65,8 @@ def test_a_core_payload_is_normalised_or_rejected(value: Any) -> None:
     payload = normal_form(parse_core, b64encode(json.dumps(value).encode()).decode())
 
     if payload is not None:
-        assert list(payload) == [field.name for field in CORE]
-        assert check_fields(CORE, payload) == payload
+        assert tuple(payload) == PAYLOAD_KEYS["core"]
+        assert check_payload("core", payload) == payload
 
 
 @given(CLI_VALUES)
@@ -74,8 +74,8 @@ def test_a_cli_payload_is_normalised_or_rejected(value: Any) -> None:
     payload = normal_form(parse_cli, json.dumps(value).encode())
 
     if payload is not None:
-        assert list(payload) == [field.name for field in CLI]
-        assert check_fields(CLI, payload) == payload
+        assert tuple(payload) == PAYLOAD_KEYS["cli"]
+        assert check_payload("cli", payload) == payload
 
 
 @given(st.binary(max_size=500))
@@ -122,13 +122,14 @@ RECEIVED_AT = "2026-11-23T22:29:09.305Z"
 
 def event_line(source: str, text: str, ip: str) -> bytes:
     """Return a line of that source, as storage.py writes it, with the text wherever one can be."""
-    agent = dict.fromkeys(("browser", "browser_version", "os", "os_version"), text)
+    agent = dict.fromkeys(AGENT_KEYS, text)
     if source == "core":
-        payload = parsing.check_fields(CORE, {"providers": {}, "version": "5", "resourceCount": 1})
+        sent = {"providers": {}, "version": "5", "resourceCount": 1}
+        payload = check_payload("core", sent)
         record = {"hostname": "a.example"} | agent | {"payload": payload | {"projectId": text}}
     else:
         sent = {"nodeVersion": "v20", "projectFramework": "vite", "packages": []}
-        payload = parsing.check_fields(CLI, sent) | {"nodeVersion": text, "command": text}
+        payload = check_payload("cli", sent) | {"nodeVersion": text, "command": text}
         record = {"payload": payload | {"packages": [{"name": text, "version": None}]}}
     head = {"id": ID, "received_at": RECEIVED_AT, "source": source, "ip": ip}
     return encode(head | record).encode("ascii")

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from dayfiles import encode
+from files.records import encode
 from server import ROOT, program
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from click.testing import Result
 from flask import Flask
 
 import report.reading
-from dayfiles import encode
+from files.records import encode
 from report.counting import Tally, count_events
 from server import PATIENCE_SECONDS, ROOT
 

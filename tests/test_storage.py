@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-import dayfiles
 import storage
 from faults import DAY, EVENT, NAME, FailingOs, Stall, line
+from files import durable
+from files.records import encode
 from storage import Appender, NotStored, Store
 
 BATCH = line(1) + line(2) + line(3)
@@ -255,7 +256,7 @@ def test_no_descriptor_is_lost_when_the_disk_fails(disk: FailingOs, data_dir: Pa
 
 def test_below_the_minimum_of_free_space_nothing_is_written(store: Store, data_dir: Path) -> None:
     store.append(EVENT)
-    full = Store(data_dir, min_free_bytes=dayfiles.free_bytes(data_dir) * 2)
+    full = Store(data_dir, min_free_bytes=durable.free_bytes(data_dir) * 2)
 
     with pytest.raises(NotStored, match="TELEMETRY_MIN_FREE_MB"):
         full.append(EVENT)
@@ -484,7 +485,7 @@ def test_health_writes_nothing(disk: FailingOs, store: Store) -> None:
 def test_refusals_are_written_up_to_a_size(
     store: Store, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    length = len(dayfiles.encode(EVENT)) + 1
+    length = len(encode(EVENT)) + 1
     monkeypatch.setattr(storage, "MAX_REFUSED_BYTES", 3 * length)
     for _ in range(5):
         store.record_refusal(EVENT)
@@ -573,7 +574,7 @@ def test_a_batch_whose_deadline_passes_while_another_worker_holds_the_lock_is_no
 ) -> None:
     store.append(EVENT)
     monkeypatch.setattr(storage, "MAX_WAIT_SECONDS", 0.1)
-    with dayfiles.locked(data_dir), pytest.raises(NotStored):
+    with durable.locked(data_dir), pytest.raises(NotStored):
         store.append(EVENT | {"id": "late"})
     monkeypatch.setattr(storage, "MAX_WAIT_SECONDS", 60)
     store.append(EVENT | {"id": "next"})
@@ -620,7 +621,7 @@ def test_the_events_of_two_days_are_two_batches_with_an_outcome_each(
 
 
 def test_the_queue_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    length = len(dayfiles.encode(EVENT)) + 1
+    length = len(encode(EVENT)) + 1
     monkeypatch.setattr(storage, "MAX_QUEUED_BYTES", 3 * length)
     batches = [store.enqueue(EVENT) for _ in range(3)]
     with pytest.raises(NotStored, match="stalled or too slow"):
@@ -705,7 +706,7 @@ def test_a_directory_replaced_while_a_writer_waits_for_its_lock_gets_the_line(
         fcntl.flock(fd, operation)
 
     slow = SimpleNamespace(flock=replace_then_lock, LOCK_EX=fcntl.LOCK_EX)
-    monkeypatch.setattr(dayfiles, "fcntl", slow)
+    monkeypatch.setattr(durable, "fcntl", slow)
     appender.append(NAME, line(2))
 
     assert (data_dir / NAME).read_bytes() == line(2)

@@ -6,7 +6,7 @@ from datetime import date, timedelta
 from enum import Enum
 from typing import Any, NamedTuple
 
-from dayfiles import encode
+from files.records import encode
 from report.lists import LISTS, UNITS, List
 
 Report = dict[str, Any]

@@ -17,23 +17,21 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-from dayfiles import (
+from files.days import DAY_FILE_NAME, DRAFT_NAME, compressed_path
+from files.durable import (
     CHUNK_BYTES,
-    DAY_FILE_NAME,
-    DRAFT_NAME,
     archived_bytes,
     compressed,
-    compressed_path,
     end_of_last_line,
     is_named,
     locked,
     opened,
-    read_record,
     remove_draft,
     require_room,
     sync_directory,
     write_all,
 )
+from files.records import read_record
 
 GZIP_MAGIC = b"\x1f\x8b"
 DRAFT_MODE = 0o600  # until it gets the file's own

@@ -10,17 +10,13 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
 
-from dayfiles import (
+from files.days import DRAFT_NAME, KEY_NAME, DayFile, compressed_path, day_files
+from files.durable import (
     CHUNK_BYTES,
-    DRAFT_NAME,
     FILE_MODE,
-    KEY_NAME,
-    DayFile,
     archived_bytes,
     claimed,
     compressed,
-    compressed_path,
-    day_files,
     is_named,
     locked,
     opened,

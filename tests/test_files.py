@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-import dayfiles
-from dayfiles import timestamp
 from faults import NAME, line
+from files import durable
+from files.records import timestamp
 from storage import Appender
 
 
@@ -57,7 +57,7 @@ def test_what_a_power_cut_leaves_is_cut_off(
 
 
 def hold_lock(directory: Path, held: Any, release: Any) -> None:
-    with dayfiles.locked(directory):
+    with durable.locked(directory):
         held.set()
         release.wait(60)
 

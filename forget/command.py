@@ -16,8 +16,9 @@ from flask import current_app
 from flask.cli import with_appcontext
 
 import parsing
-from dayfiles import CLAIM_NAME, DRAFT_NAME, Kind, claimed, remove_draft
-from erasing import Judge, Verdict, count, erase
+from files.days import CLAIM_NAME, DRAFT_NAME, Kind
+from files.durable import claimed, remove_draft
+from forget.erasing import Judge, Verdict, count, erase
 
 MAX_PASSES = 3
 CLAIM_POLL_SECONDS = 0.2

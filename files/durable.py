@@ -1,99 +1,30 @@
-"""The daily files: names, the lock on their directory, and small durable operations.
-
-    DATA_DIR/events-2026-11-23.jsonl      the UTC day of each event's received_at
-    DATA_DIR/events-2026-11-15.jsonl.gz   an older day, compressed
-    DATA_DIR/refused-2026-11-23.jsonl     what was refused that day, and why
-    DATA_DIR/address-key-2026-11-23       the key that day's addresses are hashed with
-
-Each line is compact JSON in printable ASCII, and complete once its newline is on disk.
-Bytes after the last newline are a torn tail, which was never acknowledged.
-"""
+"""Small durable operations: locks, drafts, names that survive a power cut, torn tails."""
 
 import contextlib
 import errno
 import fcntl
 import gzip
-import json
 import logging
 import os
-import re
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
-from datetime import UTC, date, datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+
+from files.days import CLAIM_NAME, DRAFT_NAME
+from files.records import read_record
 
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
 CLAIM_MODE = 0o644
-DRAFT_SUFFIX = ".draft"
 CHUNK_BYTES = 2**16
 GZIP_WBITS = 31  # zlib's way to say: with gzip's header and trailer
-
-# Used by the one process that holds the claim.  The pattern events-*.jsonl* does not match them.
-CLAIM_NAME = "events-housekeeping.claim"
-DRAFT_NAME = f"events-housekeeping{DRAFT_SUFFIX}"
 
 # A power cut can leave NUL bytes anywhere in data that was not synced, which is never more
 # than this: a batch, or the refusals of a day.
 MAX_UNSYNCED_BYTES = 16 * 2**20
 
 log = logging.getLogger(__name__)
-encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
-def timestamp(now: datetime) -> str:
-    """Return an aware UTC time as `2026-11-23T04:05:06.123Z`."""
-    return f"{now.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
-
-
-class Kind(StrEnum):
-    """What a daily file holds; the value begins its name."""
-
-    EVENTS = "events"
-    REFUSED = "refused"
-
-
-class DayFile(NamedTuple):
-    day: date
-    kind: Kind
-    path: Path
-
-    @property
-    def is_compressed(self) -> bool:
-        return self.path.suffix == ".gz"
-
-
-DAY_FILE_NAME = re.compile(r"(events|refused)-(\d{4}-\d\d-\d\d)\.jsonl(?:\.gz)?", re.ASCII)
-KEY_NAME = re.compile(r"address-key-(\d{4}-\d\d-\d\d)(?:\.draft)?", re.ASCII)
-
-
-def plain_name(kind: Kind, day: str) -> str:
-    return f"{kind}-{day}.jsonl"
-
-
-def key_name(day: str) -> str:
-    return f"address-key-{day}"
-
-
-def day_files(directory: Path) -> list[DayFile]:
-    """Return the daily files in the directory, oldest first; other names are ignored."""
-    found = []
-    for path in directory.iterdir():
-        if match := DAY_FILE_NAME.fullmatch(path.name):
-            with contextlib.suppress(ValueError):  # such as the 31st of February
-                found.append(DayFile(date.fromisoformat(match[2]), Kind(match[1]), path))
-    return sorted(found)
-
-
-def compressed_path(plain: Path) -> Path:
-    return plain.with_name(f"{plain.name}.gz")
 
 
 def archived_bytes(plain_fd: int, archive: Path) -> int | None:
@@ -285,7 +216,7 @@ def repair_tail(fd: int, name: str, *, thorough: bool) -> int:
     end = end_of_last_line(fd, end)
     if end == size:
         return size
-    if size - end <= MAX_UNSYNCED_BYTES and read_record(os.pread(fd, size - end, end)):
+    if size - end <= MAX_UNSYNCED_BYTES and is_record(os.pread(fd, size - end, end)):
         write_all(fd, b"\n")
         os.fsync(fd)
         return size + 1
@@ -294,14 +225,9 @@ def repair_tail(fd: int, name: str, *, thorough: bool) -> int:
     return end
 
 
-def read_record(line: bytes) -> dict[str, Any] | None:
-    """Return the record in a line, None if it is not a record."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    is_record = isinstance(record, dict) and {"received_at", "source"} <= record.keys()
-    return record if is_record else None
+def is_record(line: bytes) -> bool:
+    record = read_record(line)
+    return record is not None and {"received_at", "source"} <= record.keys()
 
 
 def cut_off(fd: int, end: int) -> None:

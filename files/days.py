@@ -1,0 +1,57 @@
+"""The names of the daily files and of the work files beside them."""
+
+import contextlib
+import re
+from datetime import date
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+DRAFT_SUFFIX = ".draft"
+
+# Used by the one process that holds the claim.  The pattern events-*.jsonl* does not match them.
+CLAIM_NAME = "events-housekeeping.claim"
+DRAFT_NAME = f"events-housekeeping{DRAFT_SUFFIX}"
+
+
+class Kind(StrEnum):
+    """What a daily file holds; the value begins its name."""
+
+    EVENTS = "events"
+    REFUSED = "refused"
+
+
+class DayFile(NamedTuple):
+    day: date
+    kind: Kind
+    path: Path
+
+    @property
+    def is_compressed(self) -> bool:
+        return self.path.suffix == ".gz"
+
+
+DAY_FILE_NAME = re.compile(r"(events|refused)-(\d{4}-\d\d-\d\d)\.jsonl(?:\.gz)?", re.ASCII)
+KEY_NAME = re.compile(r"address-key-(\d{4}-\d\d-\d\d)(?:\.draft)?", re.ASCII)
+
+
+def plain_name(kind: Kind, day: str) -> str:
+    return f"{kind}-{day}.jsonl"
+
+
+def key_name(day: str) -> str:
+    return f"address-key-{day}"
+
+
+def day_files(directory: Path) -> list[DayFile]:
+    """Return the daily files in the directory, oldest first; other names are ignored."""
+    found = []
+    for path in directory.iterdir():
+        if match := DAY_FILE_NAME.fullmatch(path.name):
+            with contextlib.suppress(ValueError):  # such as the 31st of February
+                found.append(DayFile(date.fromisoformat(match[2]), Kind(match[1]), path))
+    return sorted(found)
+
+
+def compressed_path(plain: Path) -> Path:
+    return plain.with_name(f"{plain.name}.gz")
