@@ -1,0 +1,114 @@
+"""The app, with a disk, threads and a clock that fail as the file $FAULTS says at the moment.
+
+    FAULTS=faults.json gunicorn --pythonpath tests "injected:create_app()"
+
+Every process that serves or rewrites the files reads that file again at each call.
+"""
+
+import errno
+import json
+import os
+import random
+import stat
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from flask import Flask
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What fails now.  Probabilities are for each call, during the first part of each period."""
+
+    sync_seconds: float = 0  # how long each sync takes
+    sync_errors: float = 0  # the probability that one fails, without syncing anything
+    short_writes: float = 0  # that one stops early, and the next one finds the disk full
+    truncate_errors: float = 0
+    bad_seconds: float = 1  # of each period; the rest of it is without errors
+    period_seconds: float = 1
+    clock_seconds: float = 0  # how far the clock is ahead
+    threads_start: bool = True
+
+    def write(self, path: Path) -> None:
+        draft = path.with_suffix(".draft")
+        draft.write_text(json.dumps(asdict(self)))
+        draft.replace(path)
+
+    def strike(self, probability: float) -> bool:
+        # The clock is the machine's, so all processes have their bad moments together.
+        is_bad = time.monotonic() % self.period_seconds < self.bad_seconds
+        return is_bad and random.random() < probability
+
+
+def current() -> Faults:
+    return Faults(**json.loads(Path(os.environ["FAULTS"]).read_text()))
+
+
+def create_app() -> Flask:
+    """Build the app, after the faults are in place in this process."""
+    patch.object(os, "fsync", sync(os.fsync)).start()
+    patch.object(os, "write", write(os.write)).start()
+    patch.object(os, "ftruncate", truncate(os.ftruncate)).start()
+    patch.object(threading.Thread, "start", start_thread(threading.Thread.start)).start()
+
+    import app
+
+    return app.create_app(clock=shifted_clock)
+
+
+def sync(real: Callable[[int], None]) -> Callable[[int], None]:
+    def fsync(fd: int) -> None:
+        faults = current()
+        time.sleep(faults.sync_seconds)
+        if faults.strike(faults.sync_errors):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    return fsync
+
+
+def write(real: Callable[[int, Any], int]) -> Callable[[int, Any], int]:
+    full: set[int] = set()
+
+    def write(fd: int, content: Any) -> int:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return real(fd, content)  # gunicorn's pipes
+        if fd in full:
+            full.remove(fd)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        faults = current()
+        if faults.strike(faults.short_writes) and len(content) > 1:
+            full.add(fd)
+            content = content[: random.randrange(1, len(content))]
+        return real(fd, content)
+
+    return write
+
+
+def truncate(real: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    def ftruncate(fd: int, length: int) -> None:
+        faults = current()
+        if faults.strike(faults.truncate_errors):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd, length)
+
+    return ftruncate
+
+
+def start_thread(real: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
+    def start(thread: threading.Thread) -> None:
+        if not current().threads_start:
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    return start
+
+
+def shifted_clock() -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=current().clock_seconds)
