@@ -8,6 +8,7 @@ flask forget    erase one person's events
 import logging
 import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -287,6 +288,7 @@ def page() -> Response:
     html = render_template(
         "page.html",
         settings=settings,
+        contact_is_link=re.fullmatch(r"(https://|mailto:)\S+", settings.contact, re.IGNORECASE),
         **{
             source: [(name, field.about) for name, field in fields.items()]
             for source, fields in parsing.FIELDS.items()
