@@ -8,17 +8,33 @@ import codecs
 import hashlib
 import hmac
 import ipaddress
+import logging
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 from urllib.parse import unquote
 
-from ua_parser import OS, Domain, Resolver, UserAgent, load_lazy_builtins
-from ua_parser.regex import Resolver as RegexResolver
+try:
+    import ua_parser_rs  # noqa: F401 - can the native matcher be loaded?
+except ImportError:  # no wheel for this platform, or a file system without execution
+    sys.modules["ua_parser_rs"] = None  # type: ignore[assignment]  # ua_parser would try again
+
+from ua_parser import (
+    OS,
+    BestAvailableResolver,
+    Domain,
+    RegexResolver,
+    Resolver,
+    UserAgent,
+    load_lazy_builtins,
+)
 
 from files.records import AGENT_KEYS, PAYLOAD_KEYS, PROVIDERS, decode
+
+log = logging.getLogger(__name__)
 
 MAX_TEXT_CHARS = 256
 MAX_PACKAGES = 256
@@ -341,8 +357,10 @@ def match_agent(agent: str) -> dict[str, str | None]:
 @cache
 def agent_resolver() -> Resolver:
     """Build the matcher, which is slow.  Without devices it takes half the memory."""
+    if RegexResolver is None:
+        log.warning("ua-parser-rs cannot be imported: slower Python recognises browsers")
     browsers, systems, _ = load_lazy_builtins()
-    return RegexResolver((browsers, systems, []))
+    return BestAvailableResolver((browsers, systems, []))
 
 
 def join_version(found: UserAgent | OS | None) -> str | None:

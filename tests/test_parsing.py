@@ -210,7 +210,7 @@ def test_a_missing_required_core_field_is_rejected(field: str) -> None:
         (b"\xef\xbb\xbf", "want JSON, got nothing"),
         (b"\xef\xbb\xbf" * 2 + b"{}", "not JSON"),
         ('{"x":1}'.encode("utf-16"), "UTF-8"),
-        (b'{"x":' + b"[" * 30_000, "nesting too deep"),
+        (b'{"x":' + b"[" * 30_000, "nesting too deep|not JSON"),  # some Pythons go deeper
     ],
     ids=lambda part: f"{part!a:.20}",
 )
