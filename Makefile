@@ -1,4 +1,5 @@
 # The virtual environment is made when it is missing or the requirements changed.
+PYTHON := python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --requirement
@@ -26,7 +27,8 @@ bench: $(VENV)/run ## measure, for a quarter of an hour; wants wrk, node and npm
 	$(BIN)/python bench/report.py
 
 $(VENV)/run: requirements.txt
-	python3 -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("want Python 3.11 or newer: make PYTHON=python3.12 run")'
+	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) requirements.txt
 	@touch $@
 

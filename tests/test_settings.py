@@ -1,6 +1,7 @@
 """What an operator may set, and how a setting of no use is reported."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -106,9 +107,9 @@ def test_an_unusual_directory_is_taken(value: str) -> None:
     assert read_settings({"TELEMETRY_DATA_DIR": value}).data_dir == Path(value)
 
 
-def start(**environ: str) -> subprocess.CompletedProcess[str]:
+def start(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "serve.py", "--check-config"],
+        [sys.executable, "serve.py", *arguments],
         cwd=ROOT,
         env={**os.environ, **environ},
         capture_output=True,
@@ -128,9 +129,37 @@ def test_an_invalid_server_variable_stops_the_start_with_one_line(name: str, val
 
 
 def test_empty_variables_do_not_stop_the_start() -> None:
-    ran = start(WEB_CONCURRENCY="", PORT="", TELEMETRY_IP="")
+    ran = start("--check-config", WEB_CONCURRENCY="", PORT="", TELEMETRY_IP="")
 
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_a_port_in_use_stops_the_start_with_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ran = start("--bind", f"127.0.0.1:{port}", "--log-level=error")
+
+    assert ran.returncode == 1
+    (line,) = ran.stderr.splitlines()
+    assert f"('127.0.0.1', {port}) failed" in line
+    assert "in use" in line
+    assert line.endswith("(PORT sets the port)")
+
+
+@pytest.mark.parametrize(
+    ("before", "line"),
+    [
+        ("sys.version_info = (3, 10, 4)", "want Python 3.11 or newer"),
+        ("sys.path = ['.', *(p for p in sys.path if 'site-packages' not in p)]", "No module named"),
+    ],
+)
+def test_what_is_missing_for_a_start_is_one_line(before: str, line: str) -> None:
+    code = f"import runpy, sys; {before}; runpy.run_path('serve.py', run_name='__main__')"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+    assert ran.returncode == 1
+    assert line in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
 
 
 def test_without_port_it_listens_on_this_machine_only_and_with_it_on_every_interface() -> None:
