@@ -91,6 +91,7 @@ class Nginx(Front):
                 f"/etc/letsencrypt/live/{NAME}/fullchain.pem": str(self.certificate),
                 f"/etc/letsencrypt/live/{NAME}/privkey.pem": str(self.key),
                 "/var/log/nginx/": f"{self.directory}/",
+                "/var/lib/telemetry-report": str(self.directory),
                 "127.0.0.1:8000": f"127.0.0.1:{self.server.port}",
             },
         )
@@ -108,6 +109,7 @@ class Caddy(Front):
             {
                 "\n{\n": f"\n{{\nadmin off\nhttp_port {self.plain_port}\nhttps_port {self.port}\n",
                 f"\n{NAME} {{": f"\n{NAME} {{\nbind 127.0.0.1\ntls {self.certificate} {self.key}",
+                "/var/lib/telemetry-report": str(self.directory),
                 "127.0.0.1:8000": f"127.0.0.1:{self.server.port}",
             },
         )

@@ -132,6 +132,18 @@ def test_without_a_running_collector_the_proxy_responds_503_with_retry_after(fro
     assert json.loads(answer.body)["status"] == 503
 
 
+def test_the_reports_page_is_served_once_it_is_there(front: Front) -> None:
+    assert front.send("GET", "/report.html").status == 404
+
+    (front.directory / "report.html").write_text("<!doctype html><p>\u2585", encoding="utf-8")
+    answer = front.send("GET", "/report.html")
+
+    assert (answer.status, answer.body) == (200, "<!doctype html><p>\u2585".encode())
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert front.events() == []
+    assert front.send("GET", "/").status == 200  # the collector's own
+
+
 def test_a_flood_is_limited_and_others_are_not(nginx: Front) -> None:
     def send(source: str) -> Answer:
         return nginx.raw(request("POST", "/cli", body=json.dumps(CLI).encode()), source)

@@ -1,13 +1,12 @@
 """What linters say of the files in deploy/.  Other modules run them."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from server import GUNICORN, PATIENCE_SECONDS, ROOT, package, program
+from server import PATIENCE_SECONDS, ROOT, package, program
 
 pytestmark = pytest.mark.slow
 
@@ -20,21 +19,18 @@ def said_by(*command: str | Path) -> tuple[int, str]:
     return ran.returncode, ran.stdout + ran.stderr
 
 
-@pytest.fixture
-def unit(tmp_path: Path) -> Path:
-    """The unit beside its socket, with this program and directory in place of those in /opt."""
-    text = (DEPLOY / "telemetry.service").read_text()
-    text = text.replace("/opt/telemetry/.venv/bin/gunicorn", str(GUNICORN))
-    path = tmp_path / "telemetry.service"
-    path.write_text(text.replace("/opt/telemetry", str(ROOT)))
-    shutil.copy(DEPLOY / "telemetry.socket", tmp_path)
-    return path
+def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
+    """With this program and directory in place of those in /opt."""
+    units = sorted(DEPLOY.glob("telemetry*.[st]*"))
+    for unit in units:
+        text = unit.read_text().replace(
+            "/opt/telemetry/.venv/bin/", f"{Path(sys.executable).parent}/"
+        )
+        (tmp_path / unit.name).write_text(text.replace("/opt/telemetry", str(ROOT)))
 
-
-def test_systemd_finds_nothing_wrong_with_the_unit_and_its_socket(unit: Path) -> None:
+    assert len(units) == 4
     verify = [program("systemd-analyze"), "verify"]
-
-    assert said_by(*verify, unit, unit.with_suffix(".socket")) == (0, "")
+    assert said_by(*verify, *(tmp_path / unit.name for unit in units)) == (0, "")
 
 
 def test_hadolint_finds_nothing_wrong_with_the_dockerfile() -> None:
@@ -43,16 +39,19 @@ def test_hadolint_finds_nothing_wrong_with_the_dockerfile() -> None:
     assert said_by(hadolint, "--no-color", DEPLOY / "Dockerfile") == (0, "")
 
 
-def test_kubernetes_knows_every_field_of_the_manifest() -> None:
+@pytest.mark.parametrize(
+    ("file", "kinds"),
+    [
+        ("kubernetes.yaml", ["PersistentVolumeClaim", "Deployment", "Service"]),
+        ("kubernetes-report.yaml", ["PersistentVolumeClaim", "CronJob"]),
+    ],
+)
+def test_kubernetes_knows_every_field_of_the_manifests(file: str, kinds: list[str]) -> None:
     yaml = package("yaml")
     schemas = package("kubernetes_validate")
-    objects = [*yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8"))]
+    objects = [*yaml.safe_load_all((DEPLOY / file).read_text(encoding="utf-8"))]
 
-    assert [found["kind"] for found in objects] == [
-        "PersistentVolumeClaim",
-        "Deployment",
-        "Service",
-    ]
+    assert [found["kind"] for found in objects] == kinds
     for found in objects:
         schemas.validate(found, "1.33", strict=True)  # raises where it does not
 

@@ -1,5 +1,6 @@
 """The image, built from deploy/Dockerfile and run with as little as it needs."""
 
+import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -112,6 +113,29 @@ def test_compose_runs_it_and_trusts_a_proxy_on_the_same_machine(image: Image) ->
     assert load.projects() <= {event["payload"]["projectId"] for event in events}
 
 
+def test_the_cron_job_writes_a_page_from_a_volume_that_it_only_reads(
+    image: Image, volume: str
+) -> None:
+    yaml = package("yaml")
+    objects = yaml.safe_load_all((ROOT / "deploy/kubernetes-report.yaml").read_text())
+    (job,) = (o["spec"]["jobTemplate"]["spec"] for o in objects if o["kind"] == "CronJob")
+    (spec,) = job["template"]["spec"]["containers"]
+    container = Container(image, volume=volume)
+    assert container.send_core().status == 204
+    (path,) = container.data_dir.glob("events-*.jsonl")
+    path.rename(path.with_name("events-2026-01-01.jsonl"))
+
+    report = image.directory / "report"
+    report.mkdir()
+    os.chown(report, 10001, 10001)
+    mounts = [f"--volume={volume}:/data:ro", f"--volume={report}:/report"]
+    args = [*spec["args"], "--since", "2026-01-01", "--until", "2026-01-01"]
+    image.run("--rm", "--read-only", "--cap-drop=ALL", *mounts, "telemetry", *args)
+
+    assert (report / "report.html").read_text().startswith("<!doctype html>")
+    assert [mount["mountPath"] for mount in spec["volumeMounts"]] == ["/data", "/report"]
+
+
 def test_a_pod_has_valid_settings_and_its_probes_get_responses(image: Image, volume: str) -> None:
     yaml = package("yaml")
     objects = yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text(encoding="utf-8"))
@@ -122,6 +146,7 @@ def test_a_pod_has_valid_settings_and_its_probes_get_responses(image: Image, vol
 
     # What Kubernetes adds for a Service called telemetry.
     environ |= {"TELEMETRY_SERVICE_HOST": "10.96.0.7", "TELEMETRY_PORT": "tcp://10.96.0.7:80"}
+    assert pod["enableServiceLinks"] is False
 
     container = Container(image, volume=volume, user=user, **environ)
 

@@ -31,6 +31,8 @@ INSTALL = instructions(UNIT.partition("[Unit]\n")[0])
 UNIT_DROP_IN = instructions(UNIT.partition("[Unit]\n")[2])
 SOCKET_DROP_IN = instructions(SOCKET)
 REPORT = ".venv/bin/flask report /var/lib/telemetry"
+PUBLISH = instructions((DEPLOY / "telemetry-report.service").read_text(encoding="utf-8"))
+PAGE = "/var/lib/telemetry-report/report.html"
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +252,39 @@ def test_it_compresses_by_itself_and_the_report_reads_all_files(machine: Machine
     assert gzip.decompress(packed.read_bytes()).splitlines() == lines
     assert machine.run(f"stat -c '%U %a' /var/lib/telemetry/{packed.name}") == "telemetry 640"
     assert report["events"] == Counter(json.loads(line)["source"] for line in lines * 3)
+
+
+def test_the_page_is_published_each_day_and_a_failure_is_the_units(machine: Machine) -> None:
+    today = datetime.now(UTC).date()
+    day = f"events-{today - timedelta(days=1)}.jsonl"
+    assert machine.send_core().status == 204
+    copy = "cd /var/lib/telemetry; cp --preserve=mode,ownership"
+    machine.run(f"{copy} events-{today}.jsonl {day}")
+    with settings(machine, "TELEMETRY_FRAMEWORK=Sprout"):
+        machine.run("\n".join(PUBLISH))
+        machine.run("systemctl start telemetry-report")
+    page = machine.run(f"cat {PAGE}")
+    due = machine.run("systemctl show --property=NextElapseUSecRealtime telemetry-report.timer")
+
+    assert page.startswith("<!doctype html>")
+    assert (
+        machine.run(f"stat -c '%U %a' {PAGE} $(dirname {PAGE})") == "telemetry 644\ntelemetry 755"
+    )
+    assert " 00:10:00 UTC" in due
+    machine.run("systemd-analyze security --no-pager --threshold=25 telemetry-report")
+
+    machine.run("mv /var/lib/telemetry /var/lib/gone")
+    failed = machine.start("systemctl start telemetry-report").returncode
+    machine.run("mv /var/lib/gone /var/lib/telemetry")
+    assert failed != 0
+
+
+def test_the_report_needs_no_working_directory_and_no_environment(machine: Machine) -> None:
+    assert machine.send_core().status == 204
+    command = "/opt/telemetry/.venv/bin/flask --app /opt/telemetry/app.py report"
+    in_documents = "cd /tmp; FLASK_APP=other.py TELEMETRY_DATA_DIR=/var/lib/telemetry"
+
+    assert machine.run(f"{in_documents} {command} --until $(date -u +%F)").count("\n") > 5
 
 
 def test_a_person_is_forgotten_beside_the_running_server(machine: Machine) -> None:
