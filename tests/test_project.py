@@ -26,7 +26,7 @@ def test_healthz_shows_the_newest_version_of_the_changelog(client: FlaskClient) 
 def test_dependabot_watches_every_list_of_packages() -> None:
     watched = read(".github/dependabot.yml")
     tracked = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split()
-    names = ("requirements.txt", "package.json", "Dockerfile")
+    names = ("requirements.txt", "package-lock.json", "Dockerfile")
     files = [ROOT / path for path in tracked if path.endswith(names)]
 
     assert len(files) == 4
