@@ -21,6 +21,8 @@ from unittest.mock import patch
 
 from flask import Flask
 
+import planted
+
 
 @dataclass(frozen=True)
 class Faults:
@@ -56,6 +58,9 @@ def create_app() -> Flask:
     patch.object(os, "write", write(os.write)).start()
     patch.object(os, "ftruncate", truncate(os.ftruncate)).start()
     patch.object(threading.Thread, "start", start_thread(threading.Thread.start)).start()
+
+    if fault := os.environ.get("PLANTED"):
+        planted.plant(fault)
 
     import app
 
