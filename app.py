@@ -29,11 +29,10 @@ from files.records import encode, make_record, timestamp, utc_now
 from forget import forget_command
 from parsing import Rejected
 from report import report_command
-from responses import RETRY_LATER, Prepared, prepare, problem
+from responses import MAX_BODY_BYTES, RETRY_LATER, Prepared, prepare, problem
 from settings import VERSION, Settings, read_settings
 from storage import Batch, NotStored, Store
 
-MAX_BODY_BYTES = 64 * 1024
 PREFLIGHT_MAX_AGE_SECONDS = 24 * 60 * 60
 
 # A transparent GIF89a of one pixel.
@@ -58,6 +57,20 @@ class Collector:
         if message not in self.warnings:
             self.warnings.add(message)
             log.warning(message)
+
+    def record_refusal(
+        self, status: int, detail: str, field: str | None = None, source: str | None = None
+    ) -> None:
+        """Record that a request was refused; `source` is None if it reached no route."""
+        self.store.record_refusal(
+            {
+                "received_at": timestamp(self.store.clock()),
+                "source": source,
+                "status": status,
+                "field": field,
+                "detail": detail,
+            }
+        )
 
     def start(self) -> None:
         """Start the threads; call this after a fork, which does not copy threads."""
@@ -125,7 +138,7 @@ def respond(prepared: Prepared) -> Response:
     return Response(prepared.body, prepared.status, list(prepared.headers))
 
 
-class OnceStored(Response):
+class DeferredResponse(Response):
     """The response to an enqueued event: `stored`, or RETRY_LATER if it is not on disk in time.
 
     It waits for the disk only when the server asks for the body (PEP 3333 allows starting a
@@ -218,7 +231,9 @@ def collect(source: str, payload: dict[str, Any], stored: Prepared) -> Response:
         hash_ip = partial(parsing.hash_address, address)
     elif address and mode != "none":
         event["ip"] = parsing.mask_address(address) if mode == "masked" else str(address)
-    return OnceStored(here.store, here.store.enqueue(make_record(source, event), hash_ip), stored)
+    return DeferredResponse(
+        here.store, here.store.enqueue(make_record(source, event), hash_ip), stored
+    )
 
 
 def has_opted_out() -> bool:
@@ -305,15 +320,8 @@ DETAILS = {
 
 
 def reject(exc: Rejected) -> Response:
-    collector().store.record_refusal(
-        {
-            "received_at": timestamp(collector().store.clock()),
-            "source": "cli" if request.endpoint == "collect.cli" else "core",
-            "status": exc.status,
-            "field": exc.field,
-            "detail": exc.detail,
-        }
-    )
+    source = "cli" if request.endpoint == "collect.cli" else "core"
+    collector().record_refusal(exc.status, exc.detail, exc.field, source)
     return respond(problem(exc.status, exc.detail, exc.field))
 
 
@@ -336,6 +344,7 @@ def collector() -> Collector:
 def warm_up(app: Flask) -> None:
     """Import and build what the first requests need, without writing anything."""
     random.seed(b"")  # gunicorn does so after the fork; from Python 3.12 on, the first call imports
+    b"".decode("utf-8-sig")
     parsing.describe_agent("")
     parsing.parse_hostname("https://\xc3\xa4.example/")
     for method, path in (("GET", "/"), ("GET", "/healthz"), ("GET", "/no-such-route")):

@@ -4,17 +4,32 @@ import logging
 import os
 import resource
 import signal
-import socket
 from functools import partial
+from typing import Any
 
 from gunicorn.arbiter import Arbiter
+from gunicorn.workers.base import Worker
 
 import app
 import settings
-from worker import RECEIVE_SECONDS, RoundWorker
 
 wsgi_app = "app:create_app()"
-worker_class = RoundWorker
+
+worker_class: Any = "gthread"
+missing = ""
+try:
+    from worker import RoundWorker
+
+    worker_class = RoundWorker
+except ImportError as exc:  # no epoll, or no httptools
+    missing = str(exc)
+    threads = 32
+    # The payload of a GET is in the request line.  This is gunicorn's maximum.
+    limit_request_line = 8190
+    # Headers must not set path or scheme of the app: neither is stored, and contradictory
+    # headers must not cost an event.
+    forwarder_headers = ""
+    secure_scheme_headers: dict[str, str] = {}
 
 bind = settings.bind_addresses(os.environ)
 workers = settings.worker_count(os.environ)
@@ -25,27 +40,22 @@ workers = settings.worker_count(os.environ)
 preload_app = True
 
 # Half of the descriptors: without any left, a worker could not even open the day's file.
-worker_connections = min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+if 0 <= soft < 4096 <= hard:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
+worker_connections = min(2048, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 # Longer than any request takes to arrive and to wait for a stalled disk.
 graceful_timeout = 20
 
-# The payload of a GET is in the request line.  This is gunicorn's maximum, except for unlimited.
-limit_request_line = 8190
-
-# Headers must not set path or scheme of the app: neither is stored, and contradictory headers
-# must not cost an event.
-forwarder_headers = ""
-secure_scheme_headers: dict[str, str] = {}
-
-# Not the optional C parser, so that every installation parses alike.
-http_parser = "python"
+# Balancers keep connections for 60 seconds.
+keepalive = 75
 
 # A control socket would be a second way in.
 control_socket_disable = True
 
 # The worker's heartbeat must not wait for the disk that events wait for.
-worker_tmp_dir = "/dev/shm"  # noqa: S108 - a directory of every Linux, not a file of ours
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 
 # Our own modules log to standard error, in the format of gunicorn's log.
 logging.basicConfig(
@@ -76,17 +86,16 @@ def when_ready(server: Arbiter) -> None:
     believed = server.app.wsgi().extensions["collector"].settings.trusted_proxies
     nobody = "nobody (TELEMETRY_TRUSTED_PROXIES is empty)"
     server.log.info("X-Forwarded-For is believed from: %s", str(believed) or nobody)
-    for listener in server.LISTENERS:
-        if listener.sock.family in (socket.AF_INET, socket.AF_INET6):
-            # The kernel completes an accept only when there is something to read.
-            seconds = int(RECEIVE_SECONDS)
-            listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds)
+    if missing:
+        server.log.warning("%s: gunicorn's gthread serves; that is for trying only", missing)
 
 
-def post_worker_init(worker: RoundWorker) -> None:
+def post_worker_init(worker: Worker) -> None:
     unblock_stop_signals()
-    worker.wsgi.extensions["collector"].start()
+    collector = worker.wsgi.extensions["collector"]
+    worker.record_refusal = collector.record_refusal
+    collector.start()
 
 
-def worker_exit(server: Arbiter, worker: RoundWorker) -> None:
+def worker_exit(server: Arbiter, worker: Worker) -> None:
     worker.wsgi.extensions["collector"].close()

@@ -1,10 +1,11 @@
-"""Responses that the application and the worker share."""
+"""Responses and limits that the application and the worker share."""
 
 from http import HTTPStatus
 from typing import NamedTuple
 
 from files.records import encode
 
+MAX_BODY_BYTES = 64 * 1024
 RETRY_AFTER_SECONDS = 30
 
 # Headers of every response.

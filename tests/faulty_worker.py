@@ -1,10 +1,11 @@
 """Our worker, with an error in its loop for every connection that begins with FAULT."""
 
-from worker import Connection, RoundWorker
+from worker import RoundWorker
+from worker.connection import Connection
 
 
 class FaultyWorker(RoundWorker):
-    def examine(self, connection: Connection) -> None:
-        if connection.received.startswith(b"FAULT"):
+    def receive(self, connection: Connection, content: bytes) -> None:
+        if content.startswith(b"FAULT"):
             raise RuntimeError("not our day")
-        super().examine(connection)
+        super().receive(connection, content)

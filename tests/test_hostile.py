@@ -69,10 +69,12 @@ BODIES = [
     pytest.param(GOOD, [(CL, "0")], 400, id="said to be empty"),
     pytest.param(GOOD, [(CL, "-1")], 400, id="negative length"),
     pytest.param(GOOD, [(CL, "+9")], 400, id="length with a sign"),
-    pytest.param(GOOD, [(CL, "9" * 30)], 413, id="enormous length"),
+    pytest.param(GOOD, [(CL, "9" * 30)], 400, id="enormous length"),
+    pytest.param(GOOD, [(CL, "9" * 18)], 413, id="large length"),
     pytest.param(GOOD, [(CL, "1"), (CL, "2")], 400, id="two lengths"),
+    pytest.param(GOOD, [(CL, str(len(GOOD)))] * 2, 400, id="two equal lengths"),
     pytest.param(GOOD, [(CL, "5"), TRANSFER_CHUNKED], 400, id="length and chunked"),
-    pytest.param(GOOD, [("Transfer-Encoding", "xchunked")], 400, id="unknown coding"),
+    pytest.param(GOOD, [("Transfer-Encoding", "xchunked")], 415, id="unknown coding"),
     pytest.param(
         chunked(GOOD), [("Transfer-Encoding", "gzip, chunked")], 415, id="gzip below the chunks"
     ),
@@ -112,22 +114,25 @@ def test_a_hostile_body_gets_the_documented_response(
 
 
 HEADS = [
-    pytest.param(b"GET /?payload=" + b"A" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, id="long"),
-    pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 9000 + b"\r\n\r\n", 431, id="big"),
-    pytest.param(b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 101 + b"\r\n", 431, id="many headers"),
+    pytest.param(
+        b"GET /?payload=" + b"A" * 2**16 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431, id="long"
+    ),
+    pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 2**16 + b"\r\n\r\n", 431, id="big"),
+    pytest.param(b"GET / HTTP/1.1\r\nX: " + b"a" * 2**18, 431, id="endless"),
+    pytest.param(b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 11_000 + b"\r\n", 431, id="many headers"),
     pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n", 400, id="NUL in a header"),
     pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\nX: a\x1bb\r\n\r\n", 400, id="ESC in a header"),
     pytest.param(b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400, id="space before the colon"),
-    pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400, id="two hosts"),
     pytest.param(b"GET / HTTP/1.1\nHost: x\n\n", 400, id="bare line feeds"),
     pytest.param(b"GET / HTTP/9.9\r\nHost: x\r\n\r\n", 400, id="unknown version"),
+    pytest.param(b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 400, id="HTTP/2 without its preface"),
+    pytest.param(b"GET / HTTP/0.9\r\n\r\n", 400, id="HTTP/0.9"),
+    pytest.param(b"GET /\r\n\r\n", 400, id="HTTP/0.9 as it was"),
+    pytest.param(b"GET http://[ HTTP/1.1\r\n\r\n", 400, id="invalid address in the target"),
+    pytest.param(b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", 400, id="CONNECT"),
     pytest.param(b"get / HTTP/1.1\r\nHost: x\r\n\r\n", 400, id="method in lower case"),
     pytest.param(b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400, id="TLS"),
     pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, id="HTTP/2"),
-    pytest.param(b"\r\n\r\n\r\n\r\n", 400, id="nothing"),
-    pytest.param(
-        b"POST /cli HTTP/1.1\r\nHost: x\r\nExpect: magic\r\n\r\n", 417, id="an expectation"
-    ),
     pytest.param(b"GET /%00%ff/../..//etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", 404, id="path"),
     pytest.param(b"TRACE / HTTP/1.1\r\nHost: x\r\n\r\n", 405, id="TRACE"),
     pytest.param(b"GET /?payload=%00%ff%zz HTTP/1.1\r\nHost: x\r\n\r\n", 400, id="bad escapes"),

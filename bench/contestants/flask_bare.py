@@ -11,6 +11,7 @@ app.extensions["collector"] = SimpleNamespace(
     settings=SimpleNamespace(trusted_proxies=""),
     start=lambda: None,
     close=lambda: None,
+    record_refusal=lambda status, detail: None,
 )
 
 

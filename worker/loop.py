@@ -1,0 +1,390 @@
+"""The loop: which connection is read, answered or closed, and when."""
+
+import contextlib
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gunicorn.config import Config
+from gunicorn.http.wsgi import base_environ
+from gunicorn.workers.base import Worker
+
+from responses import RETRY_LATER, Prepared, problem
+from worker.connection import RECEIVE_SECONDS, RECV_BYTES, Connection
+from worker.exchange import INCOMPLETE, Environ, Exchange, response_bytes
+
+TICK_SECONDS = 1.0
+MAX_DRAINED_BYTES = 2**24
+MAX_HELD_BYTES = 2**24  # of all connections: incomplete requests, and what clients do not read
+# Received in a round, with what a parsed request takes beside that; more waits in the kernel, so
+# that a round neither takes long nor fills the store's queue.
+MAX_ROUND_BYTES = 2**21
+REQUEST_BYTES = 2**9
+MAX_TOGETHER = 256  # requests of one connection in a round
+MAX_ACCEPTED = 32  # in a round: the rest is for other workers
+SLOW_ROUND_SECONDS = 0.1  # the disk is slow: all are accepted, and share the next sync
+MAX_WAIT_SECONDS = 2.5  # what would have to wait longer for its response is refused at once
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+FAILED = problem(500, "Internal error; the server's log has the reason.")
+
+# gunicorn's settings without a meaning here, and what to do instead.
+PARSER = "llhttp parses requests, and has no such setting"
+UNSUPPORTED = {
+    "certfile": "let a proxy in front end TLS",
+    "keyfile": "let a proxy in front end TLS",
+    "http_protocols": "let a proxy in front speak HTTP/2",
+    "http2_cleartext": "let a proxy in front speak HTTP/2",
+    "proxy_protocol": "let the proxy in front set X-Forwarded-For",
+    "protocol": "let the proxy in front speak HTTP",
+    "accesslog": "an access log would hold addresses and payloads",
+    "max_requests": "a worker's memory does not grow",
+    "limit_request_line": PARSER,
+    "limit_request_fields": PARSER,
+    "limit_request_field_size": PARSER,
+    "permit_obsolete_folding": PARSER,
+    "permit_unconventional_http_method": PARSER,
+    "permit_unconventional_http_version": PARSER,
+    "strip_header_spaces": PARSER,
+    "casefold_http_method": PARSER,
+    "header_map": PARSER,
+    "http_parser": PARSER,
+    "forwarder_headers": "headers never set the path",
+    "secure_scheme_headers": "headers never set the scheme",
+}
+
+
+class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
+    """Calls the application for all complete requests before it iterates over any response."""
+
+    alive: bool
+    # Called with status and detail of a request that never comes as far as the application.
+    record_refusal: Callable[[int, str], object] = staticmethod(lambda status, detail: None)
+
+    @classmethod
+    def check_config(cls, cfg: Config, log: Any) -> None:
+        """Raise SystemExit if a setting asks for something that this worker does not support."""
+        defaults = Config()
+        for name, remedy in UNSUPPORTED.items():
+            value = cfg.settings[name].get()
+            if value != defaults.settings[name].get():
+                raise SystemExit(f"{name}={value!r}: not supported; {remedy}")
+
+    def run(self) -> None:
+        self.connections: dict[int, Connection] = {}
+        self.max_connections = self.cfg.worker_connections
+        self.keepalive_seconds = self.cfg.keepalive
+        self.ready: list[Connection] = []
+        self.round_bytes = self.unbounded_bytes = 0
+        self.round_seconds = self.next_tick = 0.0
+        self.has_left_some = self.takes_all = False
+        self.nothing_waited_at = time.monotonic()
+        self.epoll = select.epoll()
+        self.listeners = {one.fileno(): one.sock for one in self.sockets}
+        self.environs = {fd: listener_environ(one, self.cfg) for fd, one in self.listeners.items()}
+        self.watched: set[int] = set()  # of the listeners, and the pipe that signals write to
+        for listener in self.listeners.values():
+            defer_accept(listener)
+        while self.alive or any(one.delays_shutdown for one in self.connections.values()):
+            try:
+                self.run_round()
+            except Exception:
+                # If every round fails, no tick sends a heartbeat, and the master ends the worker.
+                self.log.exception("the loop goes on after an error")
+        for connection in list(self.connections.values()):
+            self.close(connection)
+
+    def run_round(self) -> None:
+        """Read from all clients that have sent something, then answer what is complete."""
+        now = time.monotonic()
+        self.round_bytes = REQUEST_BYTES * sum(len(one.complete) for one in self.ready)
+        self.has_left_some = False
+        # What this round leaves is answered at the end of the next one.
+        wait = now - self.nothing_waited_at + 2 * self.round_seconds
+        self.takes_all = not self.alive or wait > MAX_WAIT_SECONDS
+        if now >= self.next_tick:
+            self.tick()
+        if self.listeners and not self.alive:
+            self.stop_listening()
+        timeout = 0 if self.ready else TICK_SECONDS
+        for fd, _ in self.epoll.poll(timeout, self.max_connections + len(self.watched) + 1):
+            if self.must_leave():
+                break
+            if fd in self.connections:
+                self.attempt(self.proceed, self.connections[fd])
+            elif fd in self.listeners:
+                self.accept(fd)
+            elif fd == self.PIPE[0]:
+                os.read(fd, RECV_BYTES)  # the signal has been handled
+        began = time.monotonic()
+        if not self.has_left_some:
+            self.nothing_waited_at = began
+        self.answer_ready()
+        self.bound_held()
+        self.round_seconds = time.monotonic() - began
+
+    def must_leave(self) -> bool:
+        """Tell whether what has not been read yet has to wait for the next round."""
+        must_leave = self.is_full and not self.takes_all
+        self.has_left_some |= must_leave
+        return must_leave
+
+    @property
+    def is_full(self) -> bool:
+        return self.round_bytes > MAX_ROUND_BYTES
+
+    def tick(self) -> None:
+        """Once a second: send the heartbeat, check deadlines, watch what could not be watched."""
+        now = time.monotonic()
+        self.next_tick = now + TICK_SECONDS
+        self.notify()
+        self.alive = self.alive and self.ppid == os.getppid()
+        for fd in {self.PIPE[0], *self.listeners} - self.watched:
+            self.watch_source(fd)
+        for connection in list(self.connections.values()):
+            if connection.deadline <= now:
+                self.attempt(self.expire, connection)
+
+    def attempt(self, step: Callable[..., object], one: Connection, *arguments: Any) -> None:
+        """Run a step for one connection; an error drops it, and affects no other."""
+        try:
+            step(one, *arguments)
+        except Exception:
+            self.log.exception("a connection was dropped after an error")
+            self.close(one)
+
+    # Listeners.
+
+    def watch_source(self, fd: int) -> None:
+        # Exclusive: a new connection wakes one worker, not all of them.  Old kernels know no such.
+        for flag in (getattr(select, "EPOLLEXCLUSIVE", 0), 0):
+            try:
+                self.epoll.register(fd, select.EPOLLIN | flag)
+            except OSError as exc:
+                error = exc
+            else:
+                self.watched.add(fd)
+                return
+        self.log.error("cannot listen for a moment: %s", error)
+
+    def unwatch_source(self, fd: int) -> None:
+        if fd in self.watched:
+            self.watched.remove(fd)
+            self.epoll.unregister(fd)
+
+    def stop_listening(self) -> None:
+        """Accept who has connected by now, and let later clients find the next server."""
+        for fd, listener in list(self.listeners.items()):
+            self.accept(fd)
+            self.unwatch_source(fd)
+            del self.listeners[fd]
+            listener.close()
+
+    def accept(self, fd: int) -> None:
+        is_slow = self.takes_all or self.round_seconds > SLOW_ROUND_SECONDS
+        for _ in range(self.max_connections if is_slow else MAX_ACCEPTED):
+            if self.must_leave():
+                return
+            if len(self.connections) >= self.max_connections and not self.make_room():
+                return
+            try:
+                sock, client = self.listeners[fd].accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as exc:
+                self.log.error("cannot accept for a moment: %s", exc)
+                self.make_room()
+                self.unwatch_source(fd)  # until the next tick
+                return
+            connection = Connection(sock, client, self.environs[fd])
+            self.connections[sock.fileno()] = connection
+            self.attempt(self.proceed, connection)
+        self.has_left_some = True
+
+    def make_room(self) -> bool:
+        """Drop an idle connection, else the one nearest to its deadline."""
+        waiting = [one for one in self.connections.values() if not one.complete]
+        if waiting:
+            one = min(waiting, key=lambda one: (one.is_receiving, one.deadline))
+            if one.is_receiving:
+                self.attempt(self.refuse, one)
+            self.close(one)
+        return bool(waiting)
+
+    # Connections.
+
+    def proceed(self, connection: Connection) -> None:
+        """Go on where the connection waited: for room to send, or for bytes."""
+        if connection.unsent:
+            self.flush(connection)
+            return
+        if connection.complete:
+            return  # they are answered first
+        try:
+            content = connection.sock.recv(RECV_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self.settle(connection)
+        except OSError:
+            self.close(connection)
+        else:
+            self.receive(connection, content)
+
+    def receive(self, connection: Connection, content: bytes) -> None:
+        if connection.drained_bytes is None:
+            connection.feed(content)
+            self.round_bytes += len(content) + REQUEST_BYTES * len(connection.complete)
+            self.examine(connection)
+        else:
+            connection.drained_bytes += len(content)
+            if not content or connection.drained_bytes > MAX_DRAINED_BYTES:
+                self.close(connection)
+
+    def examine(self, connection: Connection) -> None:
+        if not connection.complete:
+            self.unbounded_bytes += RECV_BYTES
+            self.settle(connection)
+        elif self.is_full:
+            self.refuse(connection)
+        else:
+            self.ready.append(connection)
+
+    def expire(self, connection: Connection) -> None:
+        if connection.is_receiving and not connection.unsent:
+            connection.end(INCOMPLETE)
+            self.examine(connection)
+        else:
+            self.close(connection)
+
+    def refuse(self, connection: Connection) -> None:
+        """Answer one request with 503 for lack of room, and drop what else was received."""
+        connection.end(INCOMPLETE)
+        connection.complete.clear()
+        self.send(connection, response_bytes(RETRY_LATER))
+
+    def bound_held(self) -> None:
+        """Drop the largest connections if all together take too much memory."""
+        if self.unbounded_bytes < MAX_HELD_BYTES / 16:
+            return
+        self.unbounded_bytes = 0
+        connections = sorted(self.connections.values(), key=lambda one: one.held_bytes)
+        excess = sum(one.held_bytes for one in connections) - MAX_HELD_BYTES
+        while excess > 0:
+            largest = connections.pop()
+            excess -= largest.held_bytes
+            self.attempt(self.close if largest.unsent else self.refuse, largest)
+
+    def send(self, connection: Connection, content: bytes) -> None:
+        connection.unsent += content
+        connection.deadline = time.monotonic() + RECEIVE_SECONDS
+        self.flush(connection)
+
+    def flush(self, connection: Connection) -> None:
+        flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+        try:
+            sent = connection.sock.send(connection.unsent, flags)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close(connection)
+            return
+        connection.unsent = connection.unsent[sent:]
+        self.unbounded_bytes += len(connection.unsent)
+        self.settle(connection)
+
+    def settle(self, connection: Connection) -> None:
+        """Wait for what comes next on this connection, or close it."""
+        if connection.unsent:
+            self.watch(connection, select.EPOLLOUT)
+        elif connection.complete:
+            self.ready.append(connection)
+        elif not connection.is_closing:
+            if connection.expects_continue():
+                self.send(connection, CONTINUE)
+                return
+            if not connection.is_receiving:
+                connection.deadline = time.monotonic() + connection.idle_seconds
+            self.watch(connection, select.EPOLLIN)
+        elif connection.has_unread:
+            self.drain(connection)
+        else:
+            self.close(connection)
+
+    def drain(self, connection: Connection) -> None:
+        """Read what the client still sends: with unread bytes close() would send a reset."""
+        if connection.drained_bytes is None:
+            connection.drained_bytes = 0
+            connection.sock.shutdown(socket.SHUT_WR)
+        self.watch(connection, select.EPOLLIN)
+
+    def watch(self, connection: Connection, events: int) -> None:
+        if not connection.events:
+            self.epoll.register(connection.sock, events)
+        elif connection.events != events:
+            self.epoll.modify(connection.sock, events)
+        connection.events = events
+
+    def close(self, connection: Connection) -> None:
+        if self.connections.pop(connection.sock.fileno(), None):
+            connection.close()
+
+    # Requests.
+
+    def answer_ready(self) -> None:
+        ready, self.ready = self.ready, []
+        called = [(one, self.call_app(one)) for one in ready]
+        for connection, exchanges in called:
+            self.attempt(self.answer, connection, exchanges)
+
+    def call_app(self, connection: Connection) -> list[Exchange]:
+        exchanges = connection.complete[:MAX_TOGETHER]
+        del connection.complete[:MAX_TOGETHER]
+        for exchange in exchanges:
+            if not exchange.refusal:
+                exchange.call(self.wsgi)
+        return exchanges
+
+    def answer(self, connection: Connection, exchanges: list[Exchange]) -> None:
+        """Send the responses together, then wait for the next request or close."""
+        if not self.alive or not self.keepalive_seconds:
+            connection.is_closing = True
+            connection.has_unread |= connection.is_receiving
+        last = exchanges[-1] if connection.is_closing and not connection.complete else None
+        connection.idle_seconds = self.keepalive_seconds
+        responses = []
+        for exchange in exchanges:
+            prepared = self.respond(exchange)
+            keep_alive = exchange is not last
+            responses.append(response_bytes(prepared, exchange.is_head, keep_alive))
+        self.send(connection, b"".join(responses))
+
+    def respond(self, exchange: Exchange) -> Prepared:
+        try:
+            if exchange.refusal:
+                self.record_refusal(*exchange.refusal)
+                return problem(*exchange.refusal)
+            return exchange.finish()
+        except Exception:
+            self.log.exception("a request could not be answered")
+            return FAILED
+
+
+def defer_accept(listener: socket.socket) -> None:
+    """Let the kernel hold connections back until there is something to read, where it can."""
+    with contextlib.suppress(AttributeError, OSError):
+        seconds = int(RECEIVE_SECONDS)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds)
+
+
+def listener_environ(listener: socket.socket, cfg: Config) -> Environ:
+    name = listener.getsockname()
+    host, port = name[:2] if isinstance(name, tuple) else ("localhost", 80)
+    return {
+        **base_environ(cfg),
+        "SCRIPT_NAME": "",
+        "SERVER_NAME": host,
+        "SERVER_PORT": str(port),
+        "wsgi.url_scheme": "http",
+    }
