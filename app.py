@@ -344,7 +344,7 @@ def collector() -> Collector:
 def warm_up(app: Flask) -> None:
     """Import and build what the first requests need, without writing anything."""
     random.seed(b"")  # gunicorn does so after the fork; from Python 3.12 on, the first call imports
-    b"".decode("utf-8-sig")
+    b"{}".decode("utf-8-sig")
     parsing.describe_agent("")
     parsing.parse_hostname("https://\xc3\xa4.example/")
     for method, path in (("GET", "/"), ("GET", "/healthz"), ("GET", "/no-such-route")):
