@@ -10,7 +10,7 @@ from typing import Any
 
 from parsing import Proxies, parse_network
 
-VERSION = "1.0.0"  # the newest release in CHANGELOG.md
+VERSION = "1.0.0"  # of the first section of CHANGELOG.md
 
 PREFIX = "TELEMETRY_"
 # Kubernetes sets these in every pod for a Service called "telemetry" or "telemetry-…".

@@ -1,6 +1,7 @@
 """The image, built from deploy/Dockerfile and run with as little as it needs."""
 
 import os
+import re
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -111,6 +112,21 @@ def test_compose_runs_it_and_trusts_a_proxy_on_the_same_machine(image: Image) ->
     events = container.events()
     assert events[-1]["ip"] == "203.0.113.9"
     assert load.projects() <= {event["payload"]["projectId"] for event in events}
+
+
+def test_report_and_forget_run_in_the_container_as_documented(image: Image, volume: str) -> None:
+    manual = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    commands = re.findall(r"exec (?:-T )?telemetry (flask [^`\n>]+)", manual)
+    container = Container(image, volume=volume)
+    assert container.send_core().status == 204
+    today = container.events()[0]["received_at"][:10]
+    report, forget = (
+        image.podman("exec", container.name, *command.split(), *more)
+        for command, more in zip(commands, (["--until", today], ["--yes"]), strict=True)
+    )
+
+    assert report.stdout.startswith("<!doctype html>")
+    assert (forget.returncode, len(container.events())) == (0, 1)
 
 
 def test_the_cron_job_writes_a_page_from_a_volume_that_it_only_reads(

@@ -5,22 +5,33 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 from flask.testing import FlaskClient
 
 from server import ROOT
 from settings import VERSION
+
+PAGES = [f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))]
 
 
 def read(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
 
 
-def test_healthz_shows_the_newest_version_of_the_changelog(client: FlaskClient) -> None:
-    releases = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", read("CHANGELOG.md"), re.M)
+def test_healthz_shows_the_first_version_of_the_changelog(client: FlaskClient) -> None:
+    sections = re.findall(r"^## (.+)$", read("CHANGELOG.md"), re.MULTILINE)
+    newest = re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - (unreleased|\d{4}-\d\d-\d\d)", sections[0])
 
-    health = client.get("/healthz").json or {}
-    assert health["version"] == VERSION == releases[0]
-    assert f"git checkout v{VERSION}" in read("docs/operations.md")
+    assert newest
+    assert (client.get("/healthz").json or {})["version"] == VERSION == newest[1]
+
+
+@pytest.mark.parametrize("page", ["README.md", *PAGES])
+def test_no_page_names_a_tag_that_does_not_exist(page: str) -> None:
+    tags = subprocess.check_output(["git", "tag"], cwd=ROOT, text=True).split()
+    named = re.findall(r"git (?:checkout|clone --branch) (v\d\S+)", read(page))
+
+    assert set(named) <= set(tags)
 
 
 def test_dependabot_watches_every_list_of_packages() -> None:

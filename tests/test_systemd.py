@@ -31,6 +31,7 @@ INSTALL = instructions(UNIT.partition("[Unit]\n")[0])
 UNIT_DROP_IN = instructions(UNIT.partition("[Unit]\n")[2])
 SOCKET_DROP_IN = instructions(SOCKET)
 REPORT = ".venv/bin/flask report /var/lib/telemetry"
+OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
 PUBLISH = instructions((DEPLOY / "telemetry-report.service").read_text(encoding="utf-8"))
 PAGE = "/var/lib/telemetry-report/report.html"
 
@@ -279,23 +280,59 @@ def test_the_page_is_published_each_day_and_a_failure_is_the_units(machine: Mach
     assert failed != 0
 
 
-def test_the_report_needs_no_working_directory_and_no_environment(machine: Machine) -> None:
-    assert machine.send_core().status == 204
-    command = "/opt/telemetry/.venv/bin/flask --app /opt/telemetry/app.py report"
-    in_documents = "cd /tmp; FLASK_APP=other.py TELEMETRY_DATA_DIR=/var/lib/telemetry"
+def documented(beginning: str, count: int = 1) -> list[str]:
+    """Return the commands of docs/operations.md that begin so."""
+    found = re.findall(rf"^ {{4,}}({re.escape(beginning)}.*)$", OPERATIONS, re.MULTILINE)
+    assert len(found) == count
+    return found
 
-    assert machine.run(f"{in_documents} {command} --until $(date -u +%F)").count("\n") > 5
+
+def test_the_report_needs_no_working_directory_and_no_flask_app(machine: Machine) -> None:
+    assert machine.send_core().status == 204
+    (command,) = documented("TELEMETRY_DATA_DIR=/var/lib/telemetry /opt/")
+    machine.run(
+        f"mkdir -p /srv/www; cd /tmp; export FLASK_APP=other.py; {command} --until $(date -u +%F)"
+    )
+
+    assert machine.path("/srv/www/report.html").read_text().startswith("<!doctype html>")
+
+
+def test_settings_can_be_checked_before_a_restart(machine: Machine) -> None:
+    (check,) = documented("systemd-run ")
+    path = machine.path("/etc/telemetry.env")
+    path.write_text("TELEMETRY_IP=masked\n")
+    assert machine.run(f"{check} 2>&1") == ""
+
+    path.write_text("TELEMETRY_IP=mask\n")
+    said = machine.ask(f"{check} 2>&1")
+    path.unlink()
+    assert said == "TELEMETRY_IP='mask': want one of full, masked, hashed, none"
+
+
+def test_a_backup_is_restored_as_documented(machine: Machine) -> None:
+    (save,) = documented("rsync --archive --exclude='address-key-*'")
+    restore = re.findall("To restore:\n\n(.+?)\n\n", OPERATIONS, re.DOTALL)[0]
+    assert machine.send_cli(projectId="saved").status == 204
+    for commands in (
+        f"mkdir /root/telemetry; {save}",
+        "rm /var/lib/telemetry/*",
+        restore + "\nrm -r /root/telemetry",
+    ):
+        machine.run(commands.replace("backup.example.com:", "/root/"))
+
+    assert machine.send_cli(projectId="after the restore").status == 204
+    assert {"saved", "after the restore"} <= projects(machine).keys()
+    assert machine.run("stat -c '%U:%G %a' /var/lib/telemetry") == "telemetry:telemetry 750"
 
 
 def test_a_person_is_forgotten_beside_the_running_server(machine: Machine) -> None:
-    if "forget" not in machine.ask(".venv/bin/flask --help"):
-        pytest.skip("there is no `flask forget` yet")
     assert machine.send_cli([("X-Forwarded-For", "203.0.113.9")]).status == 204
     assert machine.send_cli([("X-Forwarded-For", "203.0.113.99")]).status == 204
 
     with Load(machine, 2) as load:
         load.wait_for(204, 20)
-        machine.run(".venv/bin/flask forget --ip 203.0.113.9 --yes /var/lib/telemetry")
+        for command in documented("/opt/telemetry/.venv/bin/flask", 2):
+            machine.run(f"cd /tmp; {command}")
         load.wait_for(204, 20)
 
     addresses = Counter(event["ip"] for event in machine.events())
