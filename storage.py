@@ -3,10 +3,14 @@
 Requests enqueue their lines into the day's open batch and wait for it.  One thread writes and
 syncs a batch while the next one fills: the slower the disk, the more events share a sync.
 Requests never touch the disk themselves, so a stalled disk still gets its clients a 503.
+
+Workers take the directory's lock to write, and give it back before they sync: on a slow disk
+their syncs run side by side.
 """
 
 import contextlib
 import errno
+import fcntl
 import logging
 import math
 import os
@@ -14,15 +18,17 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
-from files.days import DRAFT_SUFFIX, Kind, key_name, plain_name
+from files.days import Kind, key_name, plain_name
 from files.durable import (
     FILE_MODE,
     cut_off,
@@ -34,10 +40,10 @@ from files.durable import (
     opened,
     repair_tail,
     require_room,
+    set_mode,
     sync_directory,
     sync_name,
     write_all,
-    write_draft,
 )
 from files.records import encode, timestamp, utc_now
 
@@ -45,12 +51,15 @@ KEY_MODE = 0o600
 KEY_BYTES = 32
 
 MAX_REFUSED_BYTES = 8 * 2**20  # of each day's file
-MAX_QUEUED_BYTES = 4 * 2**20
+# A batch is flushed when it is this large, so that a round of large events fits into the queue.
+MAX_BATCH_BYTES = 2**20
+MAX_QUEUED_BYTES = 16 * 2**20
 # Clients get a response within three seconds.  A request may have to wait twice: for the batch
 # that is being written when it arrives, and then for its own.
-MAX_WAIT_SECONDS = 1.4
+MAX_WAIT_SECONDS = 2.8
 STALLED_AFTER_SECONDS = 1.0  # a batch that takes longer: the disk has stalled
-DISTRUST_SECONDS = 30  # how long health() stays bad after an error if no event is stored
+BLOCK_BYTES = 4096
+HEALTH_SECONDS = 5  # how long health() relies on the last attempt to store something
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +74,7 @@ class Batch:
 
     day: str
     lines: list["Line"] = field(default_factory=list)
+    size_bytes: int = 0
     future: Future[None] | None = None  # from flush() on
     deadline: float = math.inf  # in time.monotonic(), for all requests in the batch
 
@@ -76,10 +86,11 @@ class Line:
     text: bytes
     hash_ip: Callable[[bytes], str] | None = None
 
-    def completed(self, key: bytes) -> bytes:
-        ip = b'"ip":"%b"' % self.hash_ip(key).encode() if self.hash_ip else b""
+    def hashed(self, key: bytes) -> bytes:
+        if self.hash_ip is None:
+            return self.text
         # The first match is the record's own ip: the values before it hold no quotes.
-        return self.text.replace(b'"ip":null', ip, 1)
+        return self.text.replace(b'"ip":null', b'"ip":"%b"' % self.hash_ip(key).encode(), 1)
 
 
 @dataclass
@@ -88,6 +99,7 @@ class Outage:
 
     kind: str
     is_active: bool = False
+    tried_at: float = -math.inf  # in time.monotonic(), when the last attempt ended
     last_error: str | None = None
     last_error_at: datetime | None = None
 
@@ -102,6 +114,37 @@ class Outage:
         self.is_active = False
 
 
+class Writer:
+    """Runs jobs in a thread, one after the other.
+
+    A daemon thread, unlike those of concurrent.futures: a process must be able to end while
+    the disk is stalled.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self.thread: threading.Thread | None = None
+
+    def submit(self, job: Callable[[], Any]) -> Future[Any]:
+        """Queue a job.  Raises RuntimeError if the thread cannot be started."""
+        if self.thread is None or not self.thread.is_alive():  # a fork does not copy it
+            thread = threading.Thread(target=self.run, name="writer", daemon=True)
+            thread.start()
+            self.thread = thread
+        future: Future[Any] = Future()
+        self.jobs.put((future, job))
+        return future
+
+    def run(self) -> None:
+        while True:
+            future, job = self.jobs.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(job())
+                except Exception as exc:
+                    future.set_exception(exc)
+
+
 class Store:
     """The files of one data directory.  Any number of threads and processes may share it."""
 
@@ -113,22 +156,20 @@ class Store:
         self.open_batches: dict[str, Batch] = {}
         self.refusals: list[tuple[str, bytes]] = []  # days and lines
         self.queued_bytes = 0
-        # The executor starts its thread with the first job, so not before a fork, which would
-        # not copy it.
-        self.executor = ThreadPoolExecutor(1, thread_name_prefix="writer")
-        self.has_writer = False
-        self.write_began: float | None = None
+        self.writer = Writer()
+        self.write_began: float | None = None  # in time.monotonic(), as is the next
+        # Requests of the next batch may have waited for as long as the last one took.
+        self.waited_until = -math.inf
         self.event_outage = Outage("events")
         self.refusal_outage = Outage("refusals")
         # Used by the writer thread only.
         self.event_file = Appender(directory, min_free_bytes)
         self.refused_file = Appender(directory, min_free_bytes)
-        self.keys: dict[str, bytes] = {}
 
     def start(self) -> None:
-        """Sync in advance what the first event would have to wait for; call this after a fork."""
+        """Do in advance what the first event would have to wait for; call this after a fork."""
         with contextlib.suppress(RuntimeError):
-            self.submit(self.event_file.sync_directory_name)
+            self.writer.submit(self.rehearse)
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Store one event; it is on disk when this returns.  Raises NotStored."""
@@ -147,6 +188,10 @@ class Store:
             self.reserve(len(line.text))
             batch = self.open_batches.setdefault(day, Batch(day))
             batch.lines.append(line)
+            batch.size_bytes += len(line.text)
+            if batch.size_bytes >= MAX_BATCH_BYTES:
+                self.flush(batch)
+                self.open_batches.pop(day, None)
         return batch
 
     def wait(self, batch: Batch) -> None:
@@ -167,9 +212,10 @@ class Store:
     def flush(self, batch: Batch) -> Future[None]:
         with self.lock:
             if batch.future is None:
-                batch.deadline = time.monotonic() + MAX_WAIT_SECONDS
+                now = time.monotonic()
+                batch.deadline = now + MAX_WAIT_SECONDS - max(0.0, self.waited_until - now)
                 try:
-                    batch.future = self.submit(self.commit, batch)
+                    batch.future = self.writer.submit(partial(self.commit, batch))
                 except RuntimeError as exc:  # no thread can be started
                     self.close_batch(batch)
                     batch.future = Future()
@@ -182,6 +228,12 @@ class Store:
         if batch.future and batch.future.cancel():
             self.close_batch(batch)
 
+    def close_batch(self, batch: Batch) -> None:
+        with self.lock:
+            if self.open_batches.get(batch.day) is batch:
+                del self.open_batches[batch.day]
+            self.queued_bytes -= batch.size_bytes
+
     def reserve(self, size_bytes: int) -> None:
         if self.is_stalled() or self.queued_bytes + size_bytes > MAX_QUEUED_BYTES:
             raise NotStored("the disk is stalled or too slow")
@@ -191,31 +243,23 @@ class Store:
         began = self.write_began
         return began is not None and time.monotonic() - began > STALLED_AFTER_SECONDS
 
-    def submit(self, job: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Queue a job for the writer thread.  Raises RuntimeError if it cannot be started."""
-        if not self.has_writer:
-            # A job stays queued even if its thread cannot be started, so the first one is a no-op.
-            self.executor.submit(int)
-            self.has_writer = True
-        return self.executor.submit(job, *arguments)
-
     def commit(self, batch: Batch) -> None:
         self.close_batch(batch)
         name = plain_name(Kind.EVENTS, batch.day)
         with self.writing(name, self.event_outage):
-            key = self.address_key(batch.day) if any(n.hash_ip for n in batch.lines) else b""
-            lines = b"".join(line.completed(key) if key else line.text for line in batch.lines)
-            self.event_file.append(name, lines, batch.deadline)
+            self.event_file.append(name, self.text_of(batch), batch.deadline)
 
-    def close_batch(self, batch: Batch) -> None:
-        with self.lock:
-            if self.open_batches.get(batch.day) is batch:
-                del self.open_batches[batch.day]
-            self.queued_bytes -= sum(len(line.text) for line in batch.lines)
+    def text_of(self, batch: Batch) -> bytes:
+        if not any(line.hash_ip for line in batch.lines):
+            return b"".join(line.text for line in batch.lines)
+        # Read anew for each batch: a key that was destroyed on disk must not stay in memory.
+        make_directory(self.directory)
+        key = read_or_make_key(self.directory / key_name(batch.day))
+        return b"".join(line.hashed(key) for line in batch.lines)
 
     @contextlib.contextmanager
     def writing(self, name: str, outage: Outage) -> Iterator[None]:
-        self.write_began = time.monotonic()
+        began = self.write_began = time.monotonic()
         try:
             yield
         except Exception as exc:
@@ -224,14 +268,8 @@ class Store:
         else:
             outage.end()
         finally:
-            self.write_began = None
-
-    def address_key(self, day: str) -> bytes:
-        if day not in self.keys:
-            make_directory(self.directory)
-            # One key only: a key that was destroyed on disk must not stay in memory.
-            self.keys = {day: read_or_make_key(self.directory / key_name(day))}
-        return self.keys[day]
+            ended = outage.tried_at = time.monotonic()
+            self.write_began, self.waited_until = None, ended + (ended - began)
 
     def record_refusal(self, refusal: Mapping[str, Any]) -> None:
         """Queue a line for the day's refusals, at most MAX_REFUSED_BYTES a day.
@@ -240,10 +278,10 @@ class Store:
         """
         line = f"{encode(refusal)}\n".encode("ascii")
         with contextlib.suppress(NotStored, RuntimeError), self.lock:
+            if not self.refusals:  # otherwise a job that will write them is queued already
+                self.writer.submit(self.write_refusals)
             self.reserve(len(line))
             self.refusals.append((refusal["received_at"][:10], line))
-            if len(self.refusals) == 1:  # otherwise a job that will write it is queued already
-                self.submit(self.write_refusals)
 
     def write_refusals(self) -> None:
         with self.lock:
@@ -255,35 +293,41 @@ class Store:
                 self.refused_file.append_unsynced(name, b"".join(line for _, line in group))
 
     def health(self) -> dict[str, Any]:
-        """Tell whether an event would be stored now (`ok`), and why not.  Writes nothing."""
-        now = self.clock()
-        free, writable = 0, False
+        """Tell whether an event would be stored now (`ok`), and the last reason why not.
+
+        What the last attempt showed is believed for a moment; then the writer rehearses one.
+        """
+        if time.monotonic() - self.event_outage.tried_at > HEALTH_SECONDS and not self.is_stalled():
+            try:
+                self.writer.submit(self.rehearse).result(STALLED_AFTER_SECONDS)
+            except TimeoutError:
+                self.event_outage.begin("the disk did not respond in time", self.clock())
+            except RuntimeError as exc:
+                self.event_outage.begin(str(exc), self.clock())
+            except OSError:
+                pass  # noted in the outage
+        outage, free = self.event_outage, 0.0
         with contextlib.suppress(OSError):
-            base = existing_base(self.directory)
-            free = free_bytes(base)
-            names = (plain_name(Kind.EVENTS, f"{now:%F}"), key_name(f"{now:%F}"))
-            paths = [self.directory / name for name in names]
-            writable = is_usable(base) and all(is_usable_file(path) for path in paths)
-        # Without new events nothing would show that the cause of an error is gone, so an error
-        # counts for a limited time.
-        failed_at = self.event_outage.last_error_at if self.event_outage.is_active else None
-        has_failed = failed_at is not None and now - failed_at < timedelta(seconds=DISTRUST_SECONDS)
-        has_room = free >= self.min_free_bytes
-        last_error_at = self.event_outage.last_error_at
+            free = free_bytes(existing_base(self.directory))
         return {
-            "ok": writable and has_room and not has_failed and not self.is_stalled(),
-            "writable": writable,
-            "free_mb": free // 2**20,
-            "last_error": self.event_outage.last_error,
-            "last_error_at": last_error_at and timestamp(last_error_at),
+            "ok": not outage.is_active and free >= self.min_free_bytes and not self.is_stalled(),
+            "free_mb": None if free == math.inf else int(free) // 2**20,
+            "last_error": outage.last_error,
+            "last_error_at": outage.last_error_at and timestamp(outage.last_error_at),
         }
 
+    def rehearse(self) -> None:
+        day = f"{self.clock():%F}"
+        name = plain_name(Kind.EVENTS, day)
+        with self.writing(name, self.event_outage):
+            read_key(self.directory / key_name(day))
+            self.event_file.rehearse(name)
+
     def close(self) -> None:
-        """Write what is queued and end the writer thread; abandon it if the disk has stalled."""
-        with contextlib.suppress(TimeoutError, RuntimeError):
-            if self.has_writer:
-                self.submit(int).result(MAX_WAIT_SECONDS)
-        self.executor.shutdown(wait=False, cancel_futures=True)
+        """Wait until what is queued is written, unless the disk has stalled."""
+        with contextlib.suppress(TimeoutError):
+            if self.writer.thread and not self.is_stalled():
+                self.writer.submit(int).result(MAX_WAIT_SECONDS)
 
 
 def existing_base(directory: Path) -> Path:
@@ -296,27 +340,15 @@ def existing_base(directory: Path) -> Path:
     raise FileNotFoundError(errno.ENOENT, "no such directory", str(directory))
 
 
-def is_usable(directory: Path) -> bool:
-    return directory.is_dir() and os.access(directory, os.R_OK | os.W_OK | os.X_OK)
-
-
-def is_usable_file(path: Path) -> bool:
-    """Tell whether the file can be appended to, or does not exist yet."""
-    if not os.path.lexists(path):
-        return True
-    return path.is_file() and not path.is_symlink() and os.access(path, os.R_OK | os.W_OK)
-
-
 def read_or_make_key(path: Path) -> bytes:
     """Return the key in that file; the first worker creates it."""
     with locked(path.parent):
         key = read_key(path)
-        if len(key) != KEY_BYTES:  # missing or truncated; a short key could be guessed
+        if len(key) != KEY_BYTES:  # missing, truncated or torn; a short key could be guessed
             key = secrets.token_bytes(KEY_BYTES)
-            draft = path.with_name(f"{path.name}{DRAFT_SUFFIX}")
-            write_draft(draft, [key], KEY_MODE)
-            os.rename(draft, path)
-            sync_directory(path.parent)
+            with opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, KEY_MODE) as fd:
+                set_mode(fd, KEY_MODE)
+                write_all(fd, key)
         return key
 
 
@@ -336,43 +368,58 @@ class Appender:
         self.min_free_bytes = min_free_bytes
         self.name = ""
         self.fd = -1
-        self.has_synced_directory = False
-        self.unfinished: tuple[int, int] | None = None  # start and end of what to roll back
+        self.synced_directory: tuple[int, int] | None = None  # whose own name has been synced
+        self.has_unsynced_cut = False
 
     def append(self, name: str, lines: bytes, deadline: float = math.inf) -> None:
         """Append complete lines; when this returns they are on disk, in a file of that name.
 
-        Raises OSError; then none of them is in the file.  After `deadline`, in
-        time.monotonic(), nothing is written.
+        Raises OSError; then none of them is in the file, unless they could not be undone.
+        After `deadline`, in time.monotonic(), nothing is written.
         """
         for _ in range(3):
-            self.make_directory()
-            # Held until the sync returns, so that nobody appends behind lines that may be
-            # rolled back.
-            with locked(self.directory):
+            make_directory(self.directory)
+            with locked(self.directory) as directory:
                 is_new, start = self.open(name)
                 self.require_room(lines)
                 if time.monotonic() > deadline:
                     raise TimeoutError("the deadline passed before the write")
-                with self.all_or_nothing(start, lines):
-                    write_all(self.fd, lines)
-                    os.fsync(self.fd)
-                    if is_new:
-                        self.sync_names()
-                    has_name = os.fstat(self.fd).st_nlink > 0
+                if self.has_unsynced_cut:
+                    cut_off(self.fd, start)
+                # Shared by all that write and sync it; whoever replaces the file waits for them.
+                fcntl.flock(self.fd, fcntl.LOCK_SH)
+                self.write(start, lines)
+            try:
+                has_name = self.sync(directory, is_new)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self.undo(start, lines)
+                raise
             if has_name:
                 return
         raise OSError(errno.ENOENT, "deleted each time while it was being written")
 
     def append_unsynced(self, name: str, lines: bytes) -> None:
         """Append the lines that fit into MAX_REFUSED_BYTES.  Raises OSError; then none of them."""
-        self.make_directory()
+        make_directory(self.directory)
         with locked(self.directory):
             _, start = self.open(name)
             lines = lines[: lines.rfind(b"\n", 0, max(0, MAX_REFUSED_BYTES - start)) + 1]
             self.require_room(lines)
-            with self.all_or_nothing(start, lines):
-                write_all(self.fd, lines)
+            self.write(start, lines)
+
+    def rehearse(self, name: str) -> None:
+        """Meet what an event would meet, but store nothing.  Raises OSError."""
+        has_file, size = os.path.lexists(self.directory / name), 0
+        if self.directory.is_dir():
+            with locked(self.directory) as directory:
+                size = self.open(name)[1] if has_file else 0
+            if has_file:
+                os.fsync(self.fd)
+            self.sync_names(directory, is_new=has_file)
+        base = existing_base(self.directory)
+        require_room(base, self.min_free_bytes)
+        write_unnamed(base, size, needs_inode=not has_file)
 
     def open(self, name: str) -> tuple[bool, int]:
         """Open the file of that name unless it is open; return whether it was not, and its size.
@@ -381,61 +428,90 @@ class Appender:
         that the name has now.  (An inode number is not reused while the file is open.)
         """
         path = self.directory / name
-        if self.unfinished and is_named(self.fd, self.directory / self.name):
-            self.roll_back()
         is_new = self.fd < 0 or self.name != name or not is_named(self.fd, path)
         if is_new:
             self.close()
             self.fd = open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
             self.name = name
             if os.fstat(self.fd).st_size == 0:
-                os.fchmod(self.fd, FILE_MODE)  # whatever the umask is
+                set_mode(self.fd, FILE_MODE)
         return is_new, repair_tail(self.fd, name, thorough=is_new)
+
+    def write(self, start: int, lines: bytes) -> None:
+        """Write all lines or none.  The caller holds the lock."""
+        try:
+            write_all(self.fd, lines)
+        except OSError:
+            with contextlib.suppress(OSError):  # the next writer cuts off what is torn
+                cut_off(self.fd, start)
+            self.close()
+            raise
+
+    def sync(self, directory: os.stat_result, is_new: bool) -> bool:
+        """Make what was written durable, with its name; tell whether it still has one."""
+        try:
+            os.fsync(self.fd)
+            self.has_unsynced_cut = False
+            self.sync_names(directory, is_new)
+            return os.fstat(self.fd).st_nlink > 0
+        finally:
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    def undo(self, start: int, lines: bytes) -> None:
+        """Cut off lines whose sync failed, unless another worker has appended behind them.
+
+        Then they stay, though nobody was told that they are stored.
+        """
+        try:
+            with locked(self.directory):
+                size = os.fstat(self.fd).st_size
+                if size == start + len(lines) and os.pread(self.fd, len(lines), start) == lines:
+                    self.has_unsynced_cut = True
+                    cut_off(self.fd, start)
+                    self.has_unsynced_cut = False
+        finally:
+            # Another fsync cannot repair a failed one: the kernel has marked the pages clean,
+            # and would report success without writing them.
+            self.close()
 
     def require_room(self, lines: bytes) -> None:
         require_room(self.directory, self.min_free_bytes + len(lines))
 
-    def make_directory(self) -> None:
-        if not self.directory.is_dir():
-            make_directory(self.directory)
-            self.has_synced_directory = True
+    def sync_names(self, directory: os.stat_result, is_new: bool) -> None:
+        """Make the names of the file and of its directory durable.
 
-    def sync_names(self) -> None:
-        # Every worker does this: the one that created the file or its directory may have died
-        # before it synced the name.
-        sync_directory(self.directory)
-        self.sync_directory_name()
-
-    def sync_directory_name(self) -> None:
-        if not self.has_synced_directory and self.directory.is_dir():
-            sync_name(self.directory)
-            self.has_synced_directory = True
-
-    @contextlib.contextmanager
-    def all_or_nothing(self, start: int, lines: bytes) -> Iterator[None]:
-        try:
-            yield
-        except OSError:
-            self.unfinished = start, start + len(lines)
-            with contextlib.suppress(OSError):  # open() will try again
-                self.roll_back()
-            raise
-
-    def roll_back(self) -> None:
-        """Cut off lines that were not written completely, or not synced.
-
-        Another fsync cannot repair a failed one: the kernel has marked the pages clean, and
-        would report success without writing them.
+        Every worker does this: the one that created them may have died before it did.
         """
-        if self.unfinished:
-            start, end = self.unfinished
-            # start == size: an earlier attempt truncated the file, but its sync failed.
-            if start <= os.fstat(self.fd).st_size <= end:
-                cut_off(self.fd, start)
-        self.close()
+        if is_new:
+            sync_directory(self.directory)
+        identity = directory.st_dev, directory.st_ino
+        if identity != self.synced_directory:
+            sync_name(self.directory)
+            self.synced_directory = identity
 
     def close(self) -> None:
-        self.unfinished = None
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
             os.close(fd)
+
+
+def write_unnamed(directory: Path, offset: int, *, needs_inode: bool) -> None:
+    """Write and sync a block at that offset of a file without a name, which then is gone."""
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_WRONLY, FILE_MODE)
+    except OSError as exc:
+        # Some file systems have no files without a name; without a free inode, an existing
+        # file can still grow.
+        if exc.errno in (errno.EOPNOTSUPP, errno.EISDIR) or (
+            exc.errno == errno.ENOSPC and not needs_inode
+        ):
+            return
+        raise
+    try:
+        os.lseek(fd, offset, os.SEEK_SET)
+        write_all(fd, bytes(BLOCK_BYTES))
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import gzip
 import logging
+import math
 import os
 import stat
 import zlib
@@ -51,7 +52,7 @@ def archived_bytes(plain_fd: int, archive: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[os.stat_result]:
     """Hold the exclusive lock on the directory, which every writer takes."""
     is_held = False
     while not is_held:
@@ -60,9 +61,10 @@ def locked(directory: Path) -> Iterator[None]:
         with opened_directory(directory) as fd:
             fcntl.flock(fd, fcntl.LOCK_EX)
             # The directory may have been replaced while this waited for the lock.
-            is_held = os.path.samestat(os.fstat(fd), os.stat(directory))
+            status = os.stat(directory)
+            is_held = os.path.samestat(os.fstat(fd), status)
             if is_held:
-                yield
+                yield status
 
 
 @contextlib.contextmanager
@@ -122,6 +124,20 @@ def open_regular(path: Path, flags: int, mode: int = FILE_MODE) -> int:
     return fd
 
 
+def wait_for_syncs(fd: int) -> None:
+    """Wait until all lines in the file have been synced or undone; the caller holds the lock.
+
+    For whoever replaces or deletes the file: writers sync without the lock.
+    """
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def set_mode(fd: int, mode: int) -> None:
+    """Set the mode whatever the umask is, where the owner and the file system allow it."""
+    with contextlib.suppress(OSError):
+        os.fchmod(fd, mode)
+
+
 def write_all(fd: int, content: bytes) -> None:
     while content:
         content = content[os.write(fd, content) :]
@@ -152,14 +168,16 @@ def is_named(fd: int, path: Path) -> bool:
         return False
 
 
-def free_bytes(directory: Path) -> int:
+def free_bytes(directory: Path) -> float:
     status = os.statvfs(directory)
+    if status.f_blocks == 0:  # a file system without blocks, such as ramfs, does not know
+        return math.inf
     return status.f_bavail * status.f_frsize
 
 
 def require_room(directory: Path, wanted_bytes: int) -> None:
     if (free := free_bytes(directory)) < wanted_bytes:
-        seen = f"{free} bytes are free, want {wanted_bytes} (TELEMETRY_MIN_FREE_MB)"
+        seen = f"{free:.0f} bytes are free, want {wanted_bytes} (TELEMETRY_MIN_FREE_MB)"
         raise OSError(errno.ENOSPC, seen)
 
 
@@ -167,19 +185,21 @@ def require_room(directory: Path, wanted_bytes: int) -> None:
 
 
 def make_directory(directory: Path) -> None:
-    """Create the directory and its missing parents, each durable before the next one.
+    """Create the directory and its missing parents, if it does not exist.
 
-    So a process that finds the directory has to sync only that one name: the process that
-    created it may have died before it did so.
+    Each is made durable before the next one is created in it, so a process that finds the
+    directory needs to sync its name only: the process that created it may have died.
     """
+    if directory.is_dir():
+        return
     missing = [path for path in (directory, *directory.parents) if not path.is_dir()]
-    if missing:
-        sync_name(missing[-1].parent)
+    sync_name(missing[-1].parent)
     for path in reversed(missing):
         with contextlib.suppress(FileExistsError):  # by another worker
             os.mkdir(path)
         if path == directory:
-            os.chmod(path, DIRECTORY_MODE)  # whatever the umask is
+            with contextlib.suppress(PermissionError):  # made by somebody else meanwhile
+                os.chmod(path, DIRECTORY_MODE)  # whatever the umask is
         sync_name(path)
 
 

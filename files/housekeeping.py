@@ -23,6 +23,7 @@ from files.durable import (
     remove_draft,
     repair_tail,
     sync_directory,
+    wait_for_syncs,
     write_draft,
 )
 
@@ -146,6 +147,7 @@ def compress(plain: Path, min_free_bytes: int) -> None:
         size = os.fstat(source).st_size
         write_draft(draft, compressed(chunks(source, size)), FILE_MODE, min_free_bytes)
         with locked(plain.parent):
+            wait_for_syncs(source)
             if os.fstat(source).st_size != size or not is_named(source, plain):
                 os.unlink(draft)  # it was written to meanwhile; the next run compresses it
                 return

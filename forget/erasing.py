@@ -29,6 +29,7 @@ from files.durable import (
     remove_draft,
     require_room,
     sync_directory,
+    wait_for_syncs,
     write_all,
 )
 from files.records import read_record
@@ -122,6 +123,7 @@ def erase(path: Path, judge: Judge, min_free_bytes: int = 0) -> None:
         finish = (copy_archive if is_gzip(source) else copy_plain)(source, target, judge)
         os.fsync(target)  # so that little is left to sync under the lock
         with locked(directory):
+            wait_for_syncs(source)
             finish()
             if not is_named(source, path):
                 raise Changed

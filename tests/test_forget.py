@@ -438,7 +438,7 @@ def before_the_lock(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) 
     """Have others act when a file has been copied and the lock is not held yet, once."""
     actions = [act]
 
-    def locked(directory: Path) -> AbstractContextManager[None]:
+    def locked(directory: Path) -> AbstractContextManager[object]:
         if actions:
             actions.pop()()
         return durable.locked(directory)
@@ -491,7 +491,7 @@ def test_a_file_that_changes_during_every_copy_is_named(
     path = data_dir / NAME
     path.write_bytes(MINE + KEPT)
 
-    def replaced(directory: Path) -> AbstractContextManager[None]:
+    def replaced(directory: Path) -> AbstractContextManager[object]:
         copy = path.with_name("copy")
         copy.write_bytes(path.read_bytes())
         copy.rename(path)
@@ -563,7 +563,7 @@ def test_only_little_is_written_and_synced_under_the_lock(
                 with path.open("ab") as file:
                     file.write(late.pop(0))
 
-    def locked(directory: Path) -> AbstractContextManager[None]:
+    def locked(directory: Path) -> AbstractContextManager[object]:
         events.append(("lock", 0))
         return durable.locked(directory)
 
