@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 from flask.testing import FlaskClient
 
-from server import ROOT
+from server import ROOT, give_up, program
 from settings import VERSION
 
 PAGES = [f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))]
+
+
+def git(*arguments: str) -> str:
+    ran = subprocess.run([program("git"), *arguments], cwd=ROOT, capture_output=True, text=True)
+    return ran.stdout if ran.returncode == 0 else give_up(ran.stderr)
 
 
 def read(path: str) -> str:
@@ -28,7 +33,7 @@ def test_healthz_shows_the_first_version_of_the_changelog(client: FlaskClient) -
 
 @pytest.mark.parametrize("page", ["README.md", *PAGES])
 def test_no_page_names_a_tag_that_does_not_exist(page: str) -> None:
-    tags = subprocess.check_output(["git", "tag"], cwd=ROOT, text=True).split()
+    tags = git("tag").split()
     named = re.findall(r"git (?:checkout|clone --branch) (v\d\S+)", read(page))
 
     assert set(named) <= set(tags)
@@ -36,7 +41,7 @@ def test_no_page_names_a_tag_that_does_not_exist(page: str) -> None:
 
 def test_dependabot_watches_every_list_of_packages() -> None:
     watched = read(".github/dependabot.yml")
-    tracked = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split()
+    tracked = git("ls-files").split()
     names = ("requirements.txt", "package-lock.json", "Dockerfile")
     files = [ROOT / path for path in tracked if path.endswith(names)]
 
@@ -55,7 +60,7 @@ def test_the_workflow_runs_the_checks_on_every_supported_python() -> None:
 
 
 def test_every_file_has_the_form_that_editorconfig_asks_for() -> None:
-    tracked = subprocess.check_output(["git", "ls-files", "--eol"], cwd=ROOT, text=True)
+    tracked = git("ls-files", "--eol")
     texts = [line.split("\t")[1] for line in tracked.splitlines() if line.startswith("i/lf")]
     wrong = [
         path

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server import ROOT, Server
+from server import ROOT, Server, program
 from settings import NAMES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,6 +37,7 @@ def without_what_varies(text: str) -> str:
 
 @pytest.mark.parametrize(("page", "count"), [(README, 4), (PROTOCOL, 2)])
 def test_every_example_prints_what_is_shown(server: Server, page: str, count: int) -> None:
+    program("curl")
     assert len(examples(page)) == count
     for command, expected in examples(page):
         here = command.replace("localhost:8000", f"localhost:{server.port}")
