@@ -1,0 +1,6 @@
+import { sendTelemetry } from "telemetry-senders/browser";
+
+sendTelemetry({
+  url: "https://telemetry.sprout.example/telemetry",
+  payload: { version: "1.2.3" },
+});

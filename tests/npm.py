@@ -1,0 +1,69 @@
+"""What tests need from npm: the packages that tests/apps pins, and the senders' own package."""
+
+import fcntl
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from server import ROOT, give_up, program
+
+APPS = ROOT / "tests/apps"
+MODULES = APPS / "node_modules"
+INSTALL_SECONDS = 300
+
+# Programs among the packages, by the name that tests use.
+RUNTIMES = {
+    "node 22": MODULES / "node-22/bin/node",
+    "node 24": MODULES / "node-24/bin/node",
+    "bun": MODULES / "@oven/bun-linux-x64/bin/bun",
+    "deno": MODULES / "@deno/linux-x64-glibc/deno",
+}
+
+
+def runtime(name: str) -> str:
+    """Return the path of a JavaScript runtime; skip the test without it."""
+    if name == "node":
+        return program("node")
+    install_packages()
+    if not RUNTIMES[name].exists():
+        give_up(f"npm has no {name} for this machine")
+    return str(RUNTIMES[name])
+
+
+def install_packages() -> None:
+    """Install what tests/apps/package-lock.json pins, if that has not been done.
+
+    No package's own scripts run: what they would download is not pinned.
+    """
+    lock, installed, failed = APPS / "package-lock.json", MODULES / ".lock", APPS / ".npm-failed"
+    began = time.time()
+    with (APPS / ".npm-lock").open("w") as only_one:
+        fcntl.flock(only_one, fcntl.LOCK_EX)
+        if installed.exists() and installed.read_bytes() == lock.read_bytes():
+            return
+        if failed.exists() and failed.stat().st_mtime > began:  # while this one waited
+            give_up("npm could not install the packages of tests/apps")
+        try:
+            run_npm("ci", "--ignore-scripts", "--fetch-retries=1", cwd=APPS)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            failed.touch()
+            give_up(f"npm could not install the packages of tests/apps: {error.stderr!s:.300}")
+        shutil.copy(lock, installed)
+
+
+def run_npm(*arguments: str, cwd: Path) -> str:
+    return subprocess.run(
+        [program("npm"), *arguments, "--no-audit", "--no-fund"],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=INSTALL_SECONDS,
+    ).stdout
+
+
+def install_senders(project: Path) -> None:
+    """Install the senders' package in a project, as docs/senders.md says."""
+    packed = run_npm("pack", "--pack-destination", str(project), cwd=ROOT / "clients")
+    run_npm("install", "--offline", f"./{packed.splitlines()[-1]}", cwd=project)

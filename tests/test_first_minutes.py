@@ -1,0 +1,88 @@
+"""docs/senders.md, command by command: a framework called Sprout, from nothing to its report."""
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from npm import APPS
+from server import ROOT, Server, wait_until
+from test_readme import examples
+
+pytestmark = pytest.mark.slow
+
+PAGE = (ROOT / "docs/senders.md").read_text(encoding="utf-8")
+VARIES = [
+    (r'"nodeVersion":"v[\d.]+"', '"nodeVersion":"…"'),
+    (r'"osVersion":"[^"]+"', '"osVersion":"…"'),
+]
+
+
+def block(language: str) -> str:
+    """Return the one block of code in this language."""
+    code: str
+    (code,) = re.findall(rf"^```{language}\n(.+?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return code
+
+
+@pytest.fixture
+def server(serve: Callable[..., Server]) -> Server:
+    """The server as the page configures it."""
+    settings = dict(re.findall(r"TELEMETRY_(\w+)=('[^']+'|\S+)", PAGE))
+    assert settings.keys() == {"FRAMEWORK", "CONTACT", "OPT_OUT"}
+    return serve(**{name: value.strip("'") for name, value in settings.items()})
+
+
+@pytest.fixture
+def sprout(tmp_path: Path, server: Server) -> Path:
+    """Sprout's directory, beside this repository."""
+    directory = tmp_path / "sprout"
+    directory.mkdir()
+    (directory / "package.json").write_text('{"name": "sprout"}')
+    tool = block("js").replace("localhost:8000", f"localhost:{server.port}")
+    (directory / "sprout.mjs").write_text(tool)
+    (tmp_path / "telemetry").symlink_to(ROOT)
+    return directory
+
+
+def without_what_varies(text: str) -> str:
+    for pattern, replacement in VARIES:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def test_every_command_of_the_page_prints_what_is_shown(sprout: Path, server: Server) -> None:
+    environ = {"PATH": os.environ["PATH"], "HOME": str(sprout)}
+    for command, expected in examples(PAGE):
+        ran = subprocess.run(
+            ["bash", "-c", f"exec 2>&1; {command}".replace(":8000", f":{server.port}")],
+            cwd=sprout,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert without_what_varies(ran.stdout.strip()) == without_what_varies(expected.strip())
+    wait_until(lambda: len(server.events()) == 3)
+
+    app, direct, tool = server.events()
+    assert app["payload"]["version"] == "1.2.3"
+    assert direct["payload"]["nodeVersion"] == "v24.1.0"
+    assert tool["payload"]["command"] == "dev"
+
+
+def test_the_component_of_the_page_is_the_one_that_is_built() -> None:
+    assert block("jsx") == (APPS / "next/app/telemetry.jsx").read_text()
+
+
+@pytest.mark.parametrize("types", ["browser.d.ts", "cli.d.mts"])
+def test_the_page_names_every_option(types: str) -> None:
+    declared = (ROOT / "clients" / types).read_text().partition("interface TelemetryOptions")[2]
+    options = re.findall(r"^  (\w+)\??:", declared.partition("\n}")[0], re.MULTILINE)
+    rows = "".join(re.findall(r"^\| (`.+?) \|", PAGE, re.MULTILINE))
+
+    assert len(options) >= 4
+    assert [option for option in options if f"`{option}`" not in rows] == []
