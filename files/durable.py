@@ -18,6 +18,7 @@ from files.records import read_record
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
 CLAIM_MODE = 0o644
+DRAFT_MODE = 0o600  # until it gets the file's own
 CHUNK_BYTES = 2**16
 GZIP_WBITS = 31  # zlib's way to say: with gzip's header and trailer
 
@@ -78,28 +79,38 @@ def opened_directory(directory: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def claimed(directory: Path) -> Iterator[None]:
-    """Be the only process that compresses, deletes or rewrites files.
+def claimed(directory: Path) -> Iterator[int]:
+    """Be the only process that compresses or rewrites files; yield the claim.
 
-    Raises BlockingIOError while another process is at it.
+    Raises BlockingIOError while another process is at it.  The file stays: if each process
+    removed it, another one could hold the lock on a file without a name.
     """
-    path = directory / CLAIM_NAME
+    with opened(directory / CLAIM_NAME, os.O_RDONLY | os.O_CREAT, CLAIM_MODE) as claim:
+        # Readable by everyone: the server's user must be able to lock what root has created.
+        set_mode(claim, CLAIM_MODE)
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(directory / DRAFT_NAME)  # left by a process that was killed
+        yield claim
+
+
+@contextlib.contextmanager
+def drafted(directory: Path, claim: int) -> Iterator[int]:
+    """Create the draft of a file that is to be replaced; it is removed unless it was renamed.
+
+    Raises BlockingIOError if the claim was deleted: another process may hold a new one.
+    """
+    path, flags = directory / DRAFT_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL
     with contextlib.ExitStack() as stack:
         with locked(directory):
-            # Readable by everyone: if root's process is killed, the server's user must be able
-            # to lock the same file.
-            claim = stack.enter_context(opened(path, os.O_RDONLY | os.O_CREAT, CLAIM_MODE))
-            with contextlib.suppress(PermissionError):
-                os.fchmod(claim, CLAIM_MODE)  # whatever the umask is
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-        with locked(directory):
-            os.unlink(path)
-
-
-def remove_draft(directory: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(directory / DRAFT_NAME)
+            if not is_named(claim, directory / CLAIM_NAME):
+                raise BlockingIOError(errno.EAGAIN, f"{CLAIM_NAME} was deleted meanwhile")
+            draft = stack.enter_context(opened(path, flags, DRAFT_MODE))
+        try:
+            yield draft
+        finally:
+            if is_named(draft, path):
+                os.unlink(path)
 
 
 # Opening and writing.
@@ -216,33 +227,45 @@ def sync_directory(directory: Path) -> None:
         os.fsync(fd)
 
 
-# Torn tails.
+# Damage.
 
 
 def repair_tail(fd: int, name: str, *, thorough: bool) -> int:
     """Make the file end with a complete line, and return its size.  The caller holds the lock.
 
     A tail that is a complete record without its newline, as an editor may leave it, gets the
-    newline; any other tail is cut off.  `thorough` also searches the end of the file for NUL
-    bytes of a power cut, and cuts off everything from the line that holds the first one.
-    The lines behind that were not acknowledged either: a sync covers all earlier writes.
+    newline; any other tail is cut off.  `thorough` also cuts off the last lines if they hold
+    NUL bytes, which a power cut may leave.
     """
-    size = end = os.fstat(fd).st_size
-    if thorough:
-        start = max(0, size - MAX_UNSYNCED_BYTES)
-        nul = os.pread(fd, size - start, start).find(b"\0")
-        if nul >= 0:
-            end = start + nul
-    end = end_of_last_line(fd, end)
-    if end == size:
-        return size
-    if size - end <= MAX_UNSYNCED_BYTES and is_record(os.pread(fd, size - end, end)):
+    size = os.fstat(fd).st_size
+    end = end_of_last_line(fd, size)
+    if 0 < size - end <= MAX_UNSYNCED_BYTES and is_record(os.pread(fd, size - end, end)):
         write_all(fd, b"\n")
         os.fsync(fd)
         return size + 1
-    cut_off(fd, end)
-    log.warning("%s: cut off a torn tail of %d bytes", name, size - end)
+    if thorough:
+        end = end_of_sound_lines(fd, end)
+    if end < size:
+        cut_off(fd, end)
+        log.warning("%s: cut off a torn tail of %d bytes", name, size - end)
     return end
+
+
+def end_of_sound_lines(fd: int, end: int) -> int:
+    """Return where the lines before `end` that hold NUL bytes begin."""
+    start = max(0, end - MAX_UNSYNCED_BYTES)
+    tail = os.pread(fd, end - start, start)
+    length = len(tail)
+    while (nul := tail.rfind(b"\0", 0, length)) >= 0 and tail.find(b"\n", nul) == length - 1:
+        length = tail.rfind(b"\n", 0, nul) + 1
+    return end_of_last_line(fd, start + length)
+
+
+def holds_nul_bytes(fd: int) -> bool:
+    """Tell whether a power cut, or a damaged disk, has left NUL bytes at the end of the file."""
+    size = os.fstat(fd).st_size
+    start = max(0, size - MAX_UNSYNCED_BYTES)
+    return b"\0" in os.pread(fd, size - start, start)
 
 
 def is_record(line: bytes) -> bool:

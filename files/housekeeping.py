@@ -1,36 +1,39 @@
 """Housekeeping: repair, compress and delete daily files, at start and when a day ends."""
 
 import contextlib
+import errno
 import logging
+import math
 import os
+import stat
 import threading
+import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
 
-from files.days import DRAFT_NAME, KEY_NAME, DayFile, compressed_path, day_files
+from files.days import DRAFT_NAME, KEY_NAME, compressed_path, day_files
 from files.durable import (
-    CHUNK_BYTES,
-    FILE_MODE,
-    archived_bytes,
     claimed,
-    compressed,
+    holds_nul_bytes,
     is_named,
     locked,
     opened,
-    remove_draft,
     repair_tail,
     sync_directory,
     wait_for_syncs,
-    write_draft,
 )
+from files.lines import Shared, shared_lines, split_lines
+from files.rewriting import compress, rewrite
 
 KEY_DAYS_AFTER = 2  # keys outlive their day, for events that are written late
 KEY_DAYS_AHEAD = 1
-MAX_SILENT_DAYS = 365
+MAX_GAP_DAYS = 365
 NEW_DAY_POLL_SECONDS = 20
+RETRY_SECONDS = 600  # after a full disk
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,9 @@ class Housekeeping:
     retention_days: int  # 0: for ever
     min_free_bytes: int = 0
     closing: threading.Event = field(default_factory=threading.Event)
+    has_run: bool = False
+    is_disk_full: bool = False  # at the last run
+    complaints: set[tuple[date, str]] = field(default_factory=set)  # what about, each day
 
     def start(self) -> None:
         """Run now and each new day, in a thread."""
@@ -54,74 +60,122 @@ class Housekeeping:
             log.error("no housekeeping by this worker: %s", exc)
 
     def run_daily(self) -> None:
-        last = None
+        last, retry_at = None, math.inf
         while not self.closing.is_set():
             today = self.clock().date()
-            if today != last:
-                try:
+            if today != last or time.monotonic() >= retry_at:
+                # While another process is at work, wait: if it dies, this one takes over.
+                with contextlib.suppress(BlockingIOError):
                     self.run(today)
                     last = today
-                except BlockingIOError:
-                    pass  # another process is at work; if it dies, this one takes over
-                except OSError as exc:
-                    log.error("no housekeeping until tomorrow: %s", exc)
-                    last = today
+                    retry_at = time.monotonic() + RETRY_SECONDS if self.is_disk_full else math.inf
             self.closing.wait(NEW_DAY_POLL_SECONDS)
 
     def close(self) -> None:
         self.closing.set()
 
     def run(self, today: date) -> None:
-        """Delete expired keys and files, cut off torn tails, compress older files.
+        """Delete expired keys and files, repair damaged files, compress older ones.
 
         A kill at any moment loses and duplicates nothing; the next run continues.  Raises
-        BlockingIOError while another process does housekeeping.
+        BlockingIOError while another process compresses or rewrites files.
         """
         if not self.directory.is_dir():
             return
-        with claimed(self.directory):
-            remove_draft(self.directory)  # left by a run that was killed
-            for path in expired_keys(self.directory, today):
-                with reported(path):
-                    os.unlink(path)
-            files = day_files(self.directory)
-            may_delete = self.may_delete(files, today)
-            for file in files:
-                with reported(file.path):
-                    self.keep(file, (today - file.day).days, may_delete)
+        self.is_disk_full = False
+        with self.reported(self.directory, today):
+            # Deletion waits for nobody and creates nothing: it may be what makes room.
+            for path in [*expired_keys(self.directory, today), *self.expired_files(today)]:
+                with self.reported(path, today):
+                    self.delete(path)
+        with self.reported(self.directory, today):
+            if (self.directory / DRAFT_NAME).exists():
+                with claimed(self.directory):
+                    pass  # that removed it, unless somebody is writing it
+            for file in day_files(self.directory):
+                if not file.is_compressed:
+                    with self.reported(file.path, today):
+                        self.keep(file.path, (today - file.day).days)
+            self.has_run = True
 
-    def may_delete(self, files: list[DayFile], today: date) -> bool:
-        """Tell whether files may be deleted, which a clock that jumped ahead must not cause."""
-        silent_days = (today - files[-1].day).days if files else 0
-        if self.retention_days and silent_days > MAX_SILENT_DAYS:
-            log.error(
-                "nothing is deleted: the newest file is %d days old, so the clock may have jumped",
-                silent_days,
+    def expired_files(self, today: date) -> list[Path]:
+        """Return the files that are too old, but for those that a wrong clock may make old."""
+        files = [file for file in day_files(self.directory) if file.day <= today]
+        since = first_day_without_gap({file.day for file in files}, today)
+        expired = [
+            file
+            for file in files
+            if self.retention_days and (today - file.day).days >= self.retention_days
+        ]
+        if any(file.day < since for file in expired):
+            self.complain(
+                today,
+                self.directory,
+                f"nothing from before {since} is deleted: there is no file of the {MAX_GAP_DAYS} "
+                "days before it, so the clock may be wrong",
             )
-            return False
-        return self.retention_days > 0
+        return [file.path for file in expired if file.day >= since]
 
-    def keep(self, file: DayFile, age_days: int, may_delete: bool) -> None:
-        if may_delete and age_days >= self.retention_days:
+    def delete(self, path: Path) -> None:
+        with locked(self.directory), contextlib.suppress(FileNotFoundError):  # by another worker
+            # Deleting a link would leave what it points to.
+            if not stat.S_ISREG(os.stat(path, follow_symlinks=False).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            os.unlink(path)
+            log.info("%s: deleted", path.name)
+
+    def keep(self, plain: Path, age_days: int) -> None:
+        is_old = 0 < self.compress_after_days <= age_days
+        with opened(plain, flags_for(plain)) as fd:
+            # A power cut comes before a start, and what is damaged should not be compressed.
+            is_thorough = is_old or not self.has_run
             with locked(self.directory):
-                os.unlink(file.path)
-            log.info("%s: deleted, %d days old", file.path.name, age_days)
-        elif not file.is_compressed:
-            with locked(self.directory), opened(file.path, os.O_RDWR | os.O_APPEND) as fd:
-                # Files older than yesterday's were synced long ago.
-                repair_tail(fd, file.path.name, thorough=age_days <= 1)
-            if self.compress_after_days and age_days >= self.compress_after_days:
-                compress(file.path, self.min_free_bytes)
+                repair_tail(fd, plain.name, thorough=is_thorough)
+            if is_thorough and holds_nul_bytes(fd):
+                with claimed(self.directory) as claim:
+                    rewrite(plain, claim, without_nul_bytes, self.min_free_bytes)
+                log.warning("%s: removed the lines that hold NUL bytes", plain.name)
+        archive = compressed_path(plain)
+        if os.path.lexists(archive):
+            remove_repeated(plain, archive)
+        if is_old and plain.exists() and not os.path.lexists(archive):
+            with claimed(self.directory) as claim:
+                compress(plain, claim)
+
+    @contextlib.contextmanager
+    def reported(self, path: Path, today: date) -> Iterator[None]:
+        """Log an error with one file and continue with the others."""
+        try:
+            yield
+        except BlockingIOError:
+            raise
+        except (OSError, EOFError, zlib.error) as exc:
+            is_full = isinstance(exc, OSError) and exc.errno in FULL
+            self.is_disk_full |= is_full
+            until = f"for {RETRY_SECONDS // 60} minutes" if is_full else "until tomorrow"
+            self.complain(today, path, f"{path.name}: left as it is {until}: {exc}")
+
+    def complain(self, today: date, path: Path, message: str) -> None:
+        """Log an error, one a day about each thing."""
+        if (today, path.name) not in self.complaints:
+            self.complaints = {said for said in self.complaints if said[0] == today}
+            self.complaints.add((today, path.name))
+            log.error(message)
 
 
-@contextlib.contextmanager
-def reported(path: Path) -> Iterator[None]:
-    """Log an error with one file and continue with the others."""
-    try:
-        yield
-    except (OSError, EOFError, zlib.error) as exc:
-        log.error("%s: left as it is until tomorrow: %s", path.name, exc)
-        remove_draft(path.parent)
+def flags_for(plain: Path) -> int:
+    """Return how to open a file: to compress somebody else's, reading it is enough."""
+    return os.O_RDWR | os.O_APPEND if os.access(plain, os.W_OK) else os.O_RDONLY
+
+
+def first_day_without_gap(days: Iterable[date], today: date) -> date:
+    """Return the first day from which on no two neighbours, up to today, are far apart."""
+    since = today
+    for day in sorted(days, reverse=True):
+        if (since - day).days > MAX_GAP_DAYS:
+            break
+        since = day
+    return since
 
 
 def expired_keys(directory: Path, today: date) -> Iterator[Path]:
@@ -133,30 +187,26 @@ def expired_keys(directory: Path, today: date) -> Iterator[Path]:
                     yield path
 
 
-def compress(plain: Path, min_free_bytes: int) -> None:
-    """Replace a plain file by an archive of it.
+def without_nul_bytes(lines: bytes) -> bytes:
+    if b"\0" not in lines:
+        return lines
+    return b"".join(line for line in split_lines(lines) if b"\0" not in line)
 
-    A run that is killed between the rename and the unlink leaves both, with the same lines;
-    the next run compresses the plain file again.  If the archive holds other lines, because
-    the clock went back, both are left as they are.
+
+def remove_repeated(plain: Path, archive: Path) -> None:
+    """Delete the plain file or the archive if the other one has all its lines.
+
+    Both stay where each has lines of its own, because the clock went back.
     """
-    archive, draft = compressed_path(plain), plain.with_name(DRAFT_NAME)
-    with opened(plain, os.O_RDONLY) as source:
-        if archive.exists() and archived_bytes(source, archive) is None:
-            return
+    with opened(plain, os.O_RDONLY) as source, opened(archive, os.O_RDONLY) as other:
         size = os.fstat(source).st_size
-        write_draft(draft, compressed(chunks(source, size)), FILE_MODE, min_free_bytes)
+        shared = shared_lines(source, other)
+        if shared not in (Shared.ALL_OF_PLAIN, Shared.ALL_OF_ARCHIVE):
+            return
+        os.fsync(other if shared is Shared.ALL_OF_PLAIN else source)
         with locked(plain.parent):
             wait_for_syncs(source)
-            if os.fstat(source).st_size != size or not is_named(source, plain):
-                os.unlink(draft)  # it was written to meanwhile; the next run compresses it
-                return
-            os.rename(draft, archive)
-            sync_directory(plain.parent)
-            os.unlink(plain)
-            sync_directory(plain.parent)
-
-
-def chunks(source: int, size: int) -> Iterator[bytes]:
-    for offset in range(0, size, CHUNK_BYTES):
-        yield os.pread(source, min(CHUNK_BYTES, size - offset), offset)
+            is_same = os.fstat(source).st_size == size
+            if is_same and is_named(source, plain) and is_named(other, archive):
+                os.unlink(plain if shared is Shared.ALL_OF_PLAIN else archive)
+                sync_directory(plain.parent)

@@ -1,13 +1,14 @@
-"""`flask forget`: erase one person's events, beside a running server."""
+"""The command `flask forget`: search, erase, search again, and say what is left."""
 
 import contextlib
 import itertools
-import re
-import stat
+import os
+import sys
 import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,79 +16,34 @@ import click
 from flask import current_app
 from flask.cli import with_appcontext
 
-import parsing
 from files.days import CLAIM_NAME, DRAFT_NAME, Kind
-from files.durable import claimed, remove_draft
-from forget.erasing import Judge, Verdict, count, erase
+from files.durable import claimed, opened
+from files.lines import chunks_of_lines, split_lines
+from files.records import RECORD_KEYS, read_record
+from files.rewriting import rewrite
+from forget.wanted import Verdict, Wanted, choose
 
 MAX_PASSES = 3
 CLAIM_POLL_SECONDS = 0.2
-NO_HOST_NAME = re.compile(r"[/?#@]|^[^:]*:[^:]*$")  # a URL, or a host with a port
+# How zstd, xz, bzip2, lz4, zip and ar begin.  Parts of what they hold may look like lines.
+OTHER_FORMATS = (b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"\x04\x22\x4d\x18", b"PK", b"!<arch>")
+HOW_STORED = {"masked": "masked", "hashed": "hashed", "none": "not at all"}
 
-Counts = dict[Path, Counter[Verdict]]
 Problems = dict[Path, str]
 
 
-class BadOption(click.ClickException):
-    exit_code = 2
+@dataclass
+class Found:
+    """What a file holds: lines by their verdict, and its size without compression."""
+
+    verdicts: Counter[Verdict] = field(default_factory=Counter)
+    content_bytes: int = 0
 
 
-# Which events.
+Look = dict[Path, Found]
 
 
-def choose(ips: Iterable[str], hostnames: Iterable[str], projects: Iterable[str]) -> Judge:
-    """Return the judge of the one option that was given.  Raises BadOption."""
-    given = [
-        *((judge_address, ip) for ip in ips),
-        *((judge_hostname, hostname) for hostname in hostnames),
-        *((judge_project, project) for project in projects),
-    ]
-    if len(given) != 1 or not given[0][1].strip():
-        raise BadOption("want one of --ip, --hostname and --project, and a value for it")
-    make_judge, value = given[0]
-    return make_judge(value)
-
-
-def judge_address(ip: str) -> Judge:
-    address = parsing.parse_address(ip)
-    if address is None:
-        raise BadOption(f"--ip {ip!r}: want an address such as 203.0.113.9 or 2001:db8::7")
-    network = parsing.mask_address(address)
-
-    def judge(record: dict[str, Any]) -> Verdict:
-        stored = record.get("ip")
-        found = parsing.parse_address(stored) if isinstance(stored, str) else None
-        if found == address:
-            return Verdict.ERASE
-        return Verdict.UNKNOWN if found is None or stored == network else Verdict.KEEP
-
-    return judge
-
-
-def judge_hostname(hostname: str) -> Judge:
-    if NO_HOST_NAME.search(hostname):
-        raise BadOption(f"--hostname {hostname!r}: want a host name such as admin.example.com")
-    bare = hostname.lower().removesuffix(".")
-    host = f"[{bare}]" if ":" in bare and not bare.startswith("[") else bare
-    # In the form of a header, to get the form that a record has.
-    header = f"https://{host}".encode("utf-8", "surrogateescape").decode("latin-1")
-    names = {bare, parsing.parse_hostname(header) or bare}
-    return lambda record: verdict(record.get("hostname") in names)
-
-
-def judge_project(project: str) -> Judge:
-    def judge(record: dict[str, Any]) -> Verdict:
-        payload = record.get("payload")
-        return verdict(isinstance(payload, dict) and payload.get("projectId") == project)
-
-    return judge
-
-
-def verdict(is_theirs: bool) -> Verdict:
-    return Verdict.ERASE if is_theirs else Verdict.KEEP
-
-
-# Where to look.
+# Looking.
 
 
 def unique(directories: Iterable[Path], problems: Problems) -> Iterator[Path]:
@@ -101,27 +57,61 @@ def unique(directories: Iterable[Path], problems: Problems) -> Iterator[Path]:
                 yield directory
 
 
-def event_files(directory: Path) -> Iterator[Path]:
-    """Yield the regular files of events, including those that another tool has renamed."""
-    for path in sorted(directory.iterdir()):
-        is_work_file = path.name in (CLAIM_NAME, DRAFT_NAME)
-        if path.name.startswith(f"{Kind.EVENTS}-") and not is_work_file:
-            with contextlib.suppress(FileNotFoundError):  # compressed or deleted meanwhile
-                if stat.S_ISREG(path.lstat().st_mode):
-                    yield path
+def look(directory: Path, wanted: Wanted, problems: Problems, known: Iterable[Path] = ()) -> Look:
+    """Judge each line of each file of events, under any name; the `known` ones are of events."""
+    found: Look = {}
+    work_files = (CLAIM_NAME, DRAFT_NAME)
+    names = sorted(name for name in os.listdir(directory) if name.startswith(f"{Kind.EVENTS}-"))
+    paths = [directory / name for name in names if name not in work_files]
+    with progressbar(sum(map(size_of, paths))) as progress:
+        for path in paths:
+            # It may have been compressed or deleted meanwhile.
+            with reported(path, problems), contextlib.suppress(FileNotFoundError):
+                found[path] = search(path, wanted, progress, path in known)
+    return found
 
 
-def look(directory: Path, judge: Judge, problems: Problems) -> Counts:
-    """Count the lines of each readable file by their verdict."""
-    counts: Counts = {}
-    for path in event_files(directory):
-        with reported(path, problems), contextlib.suppress(FileNotFoundError):
-            counts[path] = count(path, judge)
-    return counts
+def search(path: Path, wanted: Wanted, progress: Any, is_ours: bool) -> Found:
+    """Judge each line.  Raises OSError, EOFError or zlib.error if the file cannot be searched."""
+    if path.is_symlink():
+        raise OSError("a link; the file that it points to is not searched")
+    found, position = Found(), 0
+    with opened(path, os.O_RDONLY) as fd:
+        for chunk in chunks_of_lines(fd):
+            if b"\0" in chunk or (not found.content_bytes and chunk.startswith(OTHER_FORMATS)):
+                raise OSError("NUL bytes, or a format such as zstd or tar, cannot be searched")
+            lines = split_lines(chunk)
+            is_ours = is_ours or any(map(is_event, lines))
+            found.verdicts.update(map(wanted.judge, lines))
+            found.content_bytes += len(chunk)
+            position, before = os.lseek(fd, 0, os.SEEK_CUR), position
+            progress.update(position - before)
+    if found.content_bytes and not is_ours:
+        raise OSError("holds no line of events")
+    return found
 
 
-def matched(counts: Counts) -> dict[Path, int]:
-    return {path: one[Verdict.ERASE] for path, one in counts.items() if one[Verdict.ERASE]}
+def is_event(line: bytes) -> bool:
+    record = read_record(line)
+    return record is not None and record.get("source") in tuple(RECORD_KEYS)
+
+
+def matched(found: Look) -> dict[Path, int]:
+    return {
+        path: one.verdicts[Verdict.ERASE]
+        for path, one in found.items()
+        if one.verdicts[Verdict.ERASE]
+    }
+
+
+def size_of(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return os.stat(path, follow_symlinks=False).st_size
+    return 0
+
+
+def progressbar(total_bytes: int) -> Any:
+    return click.progressbar(length=total_bytes, file=sys.stderr, hidden=not sys.stderr.isatty())
 
 
 @contextlib.contextmanager
@@ -137,39 +127,53 @@ def reported(path: Path, problems: Problems) -> Iterator[None]:
 
 
 def erase_all(
-    directory: Path, judge: Judge, min_free_bytes: int, counts: Counts, problems: Problems
+    directory: Path,
+    wanted: Wanted,
+    claim: int,
+    min_free_bytes: int,
+    found: Look,
+    problems: Problems,
 ) -> None:
     """Erase what a first look has found, and look again; note what is left, and why.
 
     Repeat both if a file was changed, or got more such events, meanwhile.
     """
+    known = found.keys()
+    failed: Problems = {}
     for _ in range(MAX_PASSES):
-        if not matched(counts):
+        if not matched(found):
             break
+        failed.clear()
+        total = sum(found[path].content_bytes for path in matched(found))
+        with progressbar(total) as progress:
+
+            def keep(lines: bytes, progress: Any = progress) -> bytes:
+                progress.update(len(lines))
+                return wanted.without(lines)
+
+            for path in matched(found):
+                with reported(path, failed), contextlib.suppress(FileNotFoundError):
+                    rewrite(path, claim, keep, min_free_bytes)
         problems.clear()
-        for path in matched(counts):
-            with reported(path, problems), contextlib.suppress(FileNotFoundError):
-                erase(path, judge, min_free_bytes)
-        counts = look(directory, judge, problems)
-    for path, left in matched(counts).items():
-        reason = problems.get(path, "stored since the first look; run it again")
+        found = look(directory, wanted, problems, known)
+    for path, left in matched(found).items():
+        reason = failed.get(path, "stored since the first look; run it again")
         problems[path] = f"{number(left, 'event')} left: {reason}"
 
 
 @contextlib.contextmanager
-def alone(directory: Path) -> Iterator[None]:
-    """Exclude housekeeping and other runs of this command; remove what a killed one left."""
+def alone(directory: Path) -> Iterator[int]:
+    """Exclude housekeeping and other runs of this command; yield the claim."""
     with contextlib.ExitStack() as stack:
         for attempt in itertools.count():
             try:
-                stack.enter_context(claimed(directory))
+                claim = stack.enter_context(claimed(directory))
                 break
             except BlockingIOError:
                 if not attempt:
                     click.echo(f"{directory}: waiting for housekeeping to finish", err=True)
                 time.sleep(CLAIM_POLL_SECONDS)
-        remove_draft(directory)
-        yield
+        yield claim
 
 
 # The command.
@@ -199,36 +203,45 @@ def forget_command(
 
     DIRECTORIES hold the files of one collector each; TELEMETRY_DATA_DIR by default.
     """
-    judge = choose(ips, hostnames, projects)
+    wanted = choose(ips, hostnames, projects)
     settings = current_app.extensions["collector"].settings
-    if ips and settings.ip != "full":
-        click.echo(f"TELEMETRY_IP={settings.ip}: --ip finds nobody whose event came so.", err=True)
+    if ips and settings.ip in HOW_STORED:
+        how = f"addresses are stored {HOW_STORED[settings.ip]}"
+        click.echo(f"TELEMETRY_IP={settings.ip}: {how}, so --ip can find nobody", err=True)
     problems: Problems = {}
     for directory in unique(directories or (settings.data_dir,), problems):
         found: Problems = {}
-        with reported(directory, found), alone(directory) if yes else contextlib.nullcontext():
-            counts = look(directory, judge, found)
-            tell(directory, counts, yes)
+        with reported(directory, found):
             if yes:
-                erase_all(directory, judge, settings.min_free_mb * 2**20, counts, found)
+                erase_in(directory, wanted, settings.min_free_mb * 2**20, found)
+            else:
+                tell(directory, look(directory, wanted, found), "found", "; add --yes to erase")
         problems |= found
     for path, problem in problems.items():
         click.echo(f"Error: {path}: {problem}", err=True)
-    if problems:
+    if problems and yes:
         raise SystemExit(1)
 
 
-def tell(directory: Path, counts: Counts, yes: bool) -> None:
-    for path, one in counts.items():
-        if one[Verdict.ERASE]:
-            click.echo(f"{path}: {number(one[Verdict.ERASE], 'event')}")
-        if one[Verdict.UNREADABLE]:
-            click.echo(f"{path}: {number(one[Verdict.UNREADABLE], 'line')} that cannot be read")
-    total = sum(counts.values(), Counter[Verdict]())
-    if total[Verdict.UNKNOWN]:
-        events = number(total[Verdict.UNKNOWN], "event")
-        click.echo(f"{directory}: {events} without a whole address, which --ip cannot find")
-    ending = "to erase" if yes else "found; add --yes to erase" if matched(counts) else "found"
+def erase_in(directory: Path, wanted: Wanted, min_free_bytes: int, problems: Problems) -> None:
+    with alone(directory) as claim:
+        found = look(directory, wanted, problems)
+        tell(directory, found, "to erase")
+        erase_all(directory, wanted, claim, min_free_bytes, found, problems)
+
+
+def tell(directory: Path, found: Look, what: str, hint: str = "") -> None:
+    total: Counter[Verdict] = Counter()
+    for path, one in found.items():
+        if events := one.verdicts[Verdict.ERASE]:
+            click.echo(f"{path}: {number(events, 'event')}")
+        if lines := one.verdicts[Verdict.UNREADABLE]:
+            click.echo(f"{path}: {number(lines, 'line')} that cannot be read")
+        total += one.verdicts
+    if unknown := total[Verdict.UNKNOWN]:
+        lacking = f"{number(unknown, 'event')} without a whole address"
+        click.echo(f"{directory}: {lacking}, which --ip cannot find")
+    ending = what + (hint if total[Verdict.ERASE] else "")
     click.echo(f"{directory}: {number(total[Verdict.ERASE], 'event')} {ending}")
 
 

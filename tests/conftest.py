@@ -13,7 +13,7 @@ import storage
 from app import create_app
 from chromium import Chromium
 from faults import FailingOs
-from files import durable, housekeeping
+from files import durable, housekeeping, rewriting
 from server import Server, program
 from settings import read_settings
 
@@ -58,7 +58,7 @@ def make_app(data_dir: Path) -> Iterator[Callable[..., Flask]]:
 def disk(monkeypatch: pytest.MonkeyPatch) -> FailingOs:
     """A disk that fails on demand, for all modules that write to the data directory."""
     disk = FailingOs()
-    for module in (durable, housekeeping, storage):
+    for module in (durable, housekeeping, rewriting, storage):
         monkeypatch.setattr(module, "os", disk)
     return disk
 

@@ -39,8 +39,9 @@ def test_appending_cuts_off_a_torn_line_and_keeps_every_complete_one(
     ("tail", "cut"),
     [
         pytest.param(b"\0" * 5000, 5000, id="NUL bytes only"),
-        pytest.param(b"\0" * 512 + line(8), 572, id="and a whole line behind them"),
-        pytest.param(line(8)[:30] + b"\0" * 29 + b"\n" + line(9), 120, id="within a line"),
+        pytest.param(b"\0" * 512 + line(8), 572, id="and the rest of a line behind them"),
+        pytest.param(line(8)[:30] + b"\0" * 29 + b"\n" + line(9)[:9], 69, id="within a line"),
+        pytest.param((bytes(9) + b"\n") * 3 + line(9)[:9], 39, id="several lines"),
         pytest.param(b"x" * 200_000, 200_000, id="a long torn line"),
     ],
 )

@@ -1,9 +1,13 @@
 """Compression, retention, keys and torn tails, whatever is killed when."""
 
+import errno
+import fcntl
 import gzip
+import itertools
 import os
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import date, timedelta
 from functools import partial
 from multiprocessing import get_context
@@ -13,7 +17,8 @@ from typing import Any
 import pytest
 
 from faults import NAME, NOON, FailingOs, line
-from files import durable, housekeeping
+from files import durable, housekeeping, rewriting
+from files.days import CLAIM_NAME, DRAFT_NAME
 from files.housekeeping import Housekeeping
 from server import give_up, program, wait_until
 from storage import Appender
@@ -60,19 +65,50 @@ def test_housekeeping_cuts_torn_tails_of_files_nobody_writes_to(
     assert {path.read_bytes() for path in data_dir.iterdir()} == {line(1)}
 
 
-def test_files_older_than_yesterdays_are_repaired_only_at_their_end(
+NULS = bytes(300)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        pytest.param([line(1), b"\0\n", line(2)], id="a line of NUL bytes"),
+        pytest.param([line(1), line(2)[:9] + NULS + line(3)[9:], line(4)], id="between two lines"),
+        pytest.param([NULS + line(1), line(2)], id="at the start"),
+        pytest.param([line(1), b"a\rb\0\n", line(2), b"\0\0\n", line(3)], id="twice"),
+        pytest.param([line(1), NULS + b"\n", line(2), NULS], id="and at the end"),
+        pytest.param([line(1), NULS + b"\n", line(2)[:9]], id="and a torn tail"),
+        pytest.param([line(1)] * 30_000 + [bytes(4096) + b"\n"] + [line(2)] * 120_000, id="7 MB"),
+    ],
+)
+@pytest.mark.parametrize("age_days", [0, 1, 2, 30])
+def test_nul_bytes_cost_the_lines_that_hold_them_and_no_record_behind_them(
+    make_housekeeping: Callable[..., Housekeeping],
+    data_dir: Path,
+    damaged: list[bytes],
+    age_days: int,
+) -> None:
+    """A power cut on Friday, a start on Monday; or a file of a rescued disk."""
+    data_dir.mkdir()
+    path = data_dir / f"events-{TODAY - timedelta(days=age_days)}.jsonl"
+    path.write_bytes(b"".join(damaged))
+    make_housekeeping(compress_after_days=7).run(TODAY)
+
+    sound = b"".join(n for n in damaged if b"\0" not in n and n.endswith(b"\n"))
+    assert read_days(data_dir) == {path.name: sound}
+    assert path.exists() == (age_days < 7)
+
+
+def test_a_damaged_file_that_arrives_later_is_repaired_before_it_is_compressed(
     make_housekeeping: Callable[..., Housekeeping], data_dir: Path
 ) -> None:
-    """NUL bytes of an editor or a bad disk there are not taken for a power cut."""
-    write_days(data_dir, 3)
-    content = line(1) + b"\0\n" + line(2)
-    names = [f"events-2026-11-{day}.jsonl" for day in (21, 22, 23)]
-    for name in names:
-        (data_dir / name).write_bytes(content + b"torn")
-    make_housekeeping().run(TODAY)
+    write_days(data_dir, 1)
+    keeping = make_housekeeping(compress_after_days=7)
+    keeping.run(TODAY)
+    path = data_dir / "events-2026-11-16.jsonl"
+    path.write_bytes(line(1) + NULS + line(2) + line(3))
+    keeping.run(TODAY)
 
-    kept = [(data_dir / name).read_bytes() for name in names]
-    assert kept == [content, line(1), line(1)]
+    assert gzip.decompress(path.with_suffix(".jsonl.gz").read_bytes()) == line(1) + line(3)
 
 
 def test_files_are_compressed_and_deleted_by_their_age(
@@ -83,7 +119,7 @@ def test_files_are_compressed_and_deleted_by_their_age(
 
     ages = {
         (TODAY - date.fromisoformat(path.name[7:17])).days: path.suffix
-        for path in data_dir.iterdir()
+        for path in data_dir.glob("*.jsonl*")
     }
     assert ages == {age: ".gz" if age >= 7 else ".jsonl" for age in range(10)}
     kept = {name for name in content if (TODAY - date.fromisoformat(name[7:17])).days < 10}
@@ -159,13 +195,14 @@ def test_a_draft_that_did_not_fit_is_removed(
     disk.fill_up_after(10)
     make_housekeeping(compress_after_days=1).run(TODAY)
 
-    assert {path.name: path.read_bytes() for path in data_dir.iterdir()} == content
+    left = {path.name: path.read_bytes() for path in data_dir.iterdir()}
+    assert left == content | {CLAIM_NAME: b""}
 
 
 def run_and_die(directory: Path, index: int) -> None:
     """Die at the system call of that index; exit with 0 if there are fewer."""
     disk = FailingOs()
-    durable.os = housekeeping.os = disk  # type: ignore[assignment, attr-defined]
+    durable.os = housekeeping.os = rewriting.os = disk  # type: ignore[assignment, attr-defined]
     disk.fault = lambda at, name, arguments: os._exit(9) if at == index else None
     Housekeeping(directory, lambda: NOON, 1, 3).run(TODAY)
 
@@ -192,31 +229,30 @@ def test_a_kill_at_any_moment_of_housekeeping_loses_and_doubles_nothing(tmp_path
         assert {name: sorted(text) for name, text in found.items()} == {
             name: sorted(text) for name, text in expected.items()
         }, f"killed at call {index}"
-        assert {path.suffix for path in directory.iterdir()} == {".jsonl", ".gz"}, "litter"
+        assert {path.suffix for path in directory.iterdir()} == {".jsonl", ".gz", ".claim"}
         if process.exitcode == 0:
             break
     assert 30 < index < 499
 
 
-def test_a_file_written_to_while_it_is_compressed_is_left_for_the_next_run(
+def test_a_line_appended_while_its_file_is_compressed_is_kept(
     disk: FailingOs, make_housekeeping: Callable[..., Housekeeping], data_dir: Path
 ) -> None:
-    write_days(data_dir, 2)
+    content = write_days(data_dir, 2)
     plain = data_dir / "events-2026-11-22.jsonl"
     late = Appender(data_dir)
 
     def append_once(at: int, name: str, arguments: Any) -> None:
-        if name == "fsync":  # of the draft
+        if name == "fsync":  # of the draft, before the lock is held
             disk.heal()
             late.append(plain.name, line(99))
 
     disk.fault = append_once
-    keeping = make_housekeeping(compress_after_days=1)
-    keeping.run(TODAY)
-    assert plain.read_bytes().endswith(line(99))
-    keeping.run(TODAY)
+    make_housekeeping(compress_after_days=1).run(TODAY)
 
-    assert gzip.decompress(plain.with_suffix(".jsonl.gz").read_bytes()).endswith(line(99))
+    assert gzip.decompress(plain.with_suffix(".jsonl.gz").read_bytes()) == (
+        content[plain.name] + line(99)
+    )
     assert not plain.exists()
 
 
@@ -276,7 +312,7 @@ def test_200_days_pass_and_every_line_that_should_be_there_is_there_once(
     alone = {name for name in plain if not (data_dir / f"{name}.gz").exists()}
     assert min(alone) > f"events-{today - timedelta(days=7)}"
     assert all(path.name[8:18] >= str(oldest) for path in data_dir.glob("refused-*"))
-    assert {path.suffix for path in data_dir.iterdir()} == {".jsonl", ".gz"}
+    assert {path.suffix for path in data_dir.iterdir()} == {".jsonl", ".gz", ".claim"}
 
 
 # Retention is a promise, and a clock can be wrong.
@@ -291,20 +327,56 @@ def test_a_file_expires_even_if_no_event_has_come_for_weeks(
     assert list(data_dir.iterdir()) == []
 
 
-@pytest.mark.parametrize(("silent_days", "is_deleted"), [(365, True), (366, False)])
-def test_a_clock_more_than_a_year_ahead_of_the_newest_file_deletes_nothing(
+# Ages in days of the files that are there, and of those that remain with a retention of 90 days.
+@pytest.mark.parametrize(
+    ("ages", "kept", "is_said"),
+    [
+        pytest.param([*range(100)], [*range(90)], False, id="no gap"),
+        pytest.param([365], [], False, id="a year of silence"),
+        pytest.param([366], [366], True, id="more than a year"),
+        pytest.param([0, 730], [0, 730], True, id="one event came after the jump"),
+        pytest.param([0, 1, 2, 730, 731, 800], [0, 1, 2, 730, 731, 800], True, id="and more"),
+        pytest.param([0, 95, 460, 461, 827], [0, 827], True, id="a gap further back"),
+        pytest.param([0, 365, 730, 1095], [0], False, id="years, but no gap"),
+        pytest.param([-1, -700, 30, 91], [-1, -700, 30], False, id="days after today"),
+        pytest.param([-1, -2, 730, 731], [-1, -2, 730, 731], True, id="and none up to today"),
+        pytest.param([-800], [-800], False, id="days after today alone"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["events", "refused"])
+def test_nothing_older_than_a_gap_of_more_than_a_year_is_deleted(
     make_housekeeping: Callable[..., Housekeeping],
     data_dir: Path,
     caplog: pytest.LogCaptureFixture,
-    silent_days: int,
-    is_deleted: bool,
+    kind: str,
+    ages: list[int],
+    kept: list[int],
+    is_said: bool,
 ) -> None:
-    content = write_days(data_dir, 12, until=TODAY - timedelta(days=silent_days))
-    make_housekeeping(retention_days=30).run(TODAY)
+    data_dir.mkdir()
+    names = {age: f"{kind}-{TODAY - timedelta(days=age)}.jsonl" for age in ages}
+    for name in names.values():
+        (data_dir / name).write_bytes(line(1))
+    keeping = make_housekeeping(retention_days=90)
+    for _ in range(3):
+        keeping.run(TODAY)
 
-    assert read_days(data_dir) == ({} if is_deleted else content)
-    said = [record for record in caplog.records if "nothing is deleted" in record.getMessage()]
-    assert len(said) == (not is_deleted)
+    assert {path.name for path in data_dir.iterdir()} == {names[age] for age in kept}
+    said = [record for record in caplog.records if "is deleted" in record.getMessage()]
+    assert len(said) == is_said
+
+
+def test_the_warning_about_the_clock_comes_once_a_day(
+    make_housekeeping: Callable[..., Housekeeping],
+    data_dir: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write_days(data_dir, 1, until=TODAY - timedelta(days=800))
+    keeping = make_housekeeping(retention_days=90)
+    for today in (TODAY, TODAY, TODAY + timedelta(days=1), TODAY + timedelta(days=1)):
+        keeping.run(today)
+
+    assert caplog.text.count("the clock may be wrong") == 2
 
 
 def test_keys_of_days_not_around_today_are_deleted(
@@ -401,3 +473,219 @@ def test_an_archive_with_other_lines_stays_beside_the_plain_file(
     assert plain.read_bytes() == content[plain.name]
     assert archive.read_bytes() == archived
     assert (data_dir / "events-2026-11-22.jsonl.gz").exists()
+
+
+TORN = b'{"received_at":"2026-11-21'
+WHOLE_TAIL = b'{"received_at":"2026-11-21T01:02:03.004Z","source":"cli"}'
+A, B, C, D = line(1), line(2), line(3), line(4)
+
+
+@pytest.mark.parametrize(
+    ("plain", "archived", "left"),
+    [
+        pytest.param(A + B, A + B, "plain", id="equal"),
+        pytest.param(A + B, A + B + C, "archive", id="an older copy of the plain file"),
+        pytest.param(A + B + C[:5], A + B + C + D, "archive", id="copied within a line"),
+        pytest.param(b"", A + B, "archive", id="copied before it had a line"),
+        pytest.param(A + B + C, A + B, "plain", id="written to after the compression"),
+        pytest.param(A + B + C, A + B[:5], "plain", id="an archive that ends within a line"),
+        pytest.param(A + B + C, b"", "plain", id="an empty archive"),
+        pytest.param(A + C, A + B + C + D, "archive", id="lines were erased from one"),
+        pytest.param(B + A, A + C + B, "archive", id="in another order"),
+        pytest.param(A + TORN, A + B + TORN, "archive", id="both torn"),
+        pytest.param(A + WHOLE_TAIL, A + WHOLE_TAIL + b"\n" + B, "archive", id="a lost newline"),
+        pytest.param(A + B, B + C, "both", id="some lines in common"),
+        pytest.param(A, B, "both", id="no line in common"),
+    ],
+)
+@pytest.mark.parametrize("age_days", [0, 1])
+def test_of_a_plain_file_and_an_archive_the_one_that_holds_no_more_goes(
+    make_housekeeping: Callable[..., Housekeeping],
+    data_dir: Path,
+    plain: bytes,
+    archived: bytes,
+    left: str,
+    age_days: int,
+) -> None:
+    data_dir.mkdir()
+    path = data_dir / f"events-{TODAY - timedelta(days=age_days)}.jsonl"
+    archive = data_dir / f"{path.name}.gz"
+    path.write_bytes(plain)
+    archive.write_bytes(gzip.compress(archived))
+    make_housekeeping(compress_after_days=1).run(TODAY)
+
+    if left == "plain" and age_days:
+        assert not path.exists()
+        assert gzip.decompress(archive.read_bytes()) == plain
+        return
+    assert path.exists() == (left != "archive")
+    assert archive.exists() == (left != "plain")
+    assert left == "archive" or path.read_bytes() == plain
+    assert left == "plain" or gzip.decompress(archive.read_bytes()) == archived
+
+
+# Others at work, and disks without room.
+
+
+def test_another_users_file_is_compressed_if_it_can_be_read(data_dir: Path, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can make another user's file")
+    content = write_days(data_dir, 3)
+    (foreign,) = data_dir.glob("*-21.jsonl")
+    foreign.chmod(0o444)
+    tmp_path.chmod(0o755)
+    for path in (data_dir, *data_dir.glob("*-2[23].jsonl")):
+        os.chown(path, 12345, 12345)
+
+    def run_as_other_user() -> None:
+        os.setgroups([])
+        os.setresgid(12345, 12345, 12345)
+        os.setresuid(12345, 12345, 12345)
+        Housekeeping(data_dir, lambda: NOON, 1, 0).run(TODAY)
+
+    process = get_context("fork").Process(target=run_as_other_user)
+    for parent in list(tmp_path.parents)[:-2]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    process.start()
+    process.join()
+
+    assert process.exitcode == 0
+    assert read_days(data_dir) == content
+    assert [path.name for path in data_dir.glob("*.jsonl")] == [NAME]
+
+
+def test_files_and_keys_are_deleted_where_no_file_can_be_created(
+    make_housekeeping: Callable[..., Housekeeping], data_dir: Path, disk: FailingOs
+) -> None:
+    """As on a file system without a free inode."""
+    write_days(data_dir, 12)
+    (data_dir / "address-key-2026-01-01").write_bytes(b"x" * 32)
+
+    def fail(at: int, name: str, arguments: Any) -> None:
+        if name == "open" and arguments[1] & os.O_CREAT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    disk.fault = fail
+    keeping = make_housekeeping(compress_after_days=2, retention_days=10)
+    keeping.run(TODAY)
+
+    assert sorted(path.name for path in data_dir.iterdir()) == [
+        f"events-{TODAY - timedelta(days=age)}.jsonl" for age in reversed(range(10))
+    ]
+    assert keeping.is_disk_full
+    disk.heal()
+    keeping.run(TODAY)
+    assert len(list(data_dir.glob("*.gz"))) == 8
+    assert not keeping.is_disk_full
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_after_a_full_disk_it_tries_again_the_same_day(
+    make_housekeeping: Callable[..., Housekeeping],
+    data_dir: Path,
+    disk: FailingOs,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    code: int,
+) -> None:
+    monkeypatch.setattr(housekeeping, "NEW_DAY_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(housekeeping, "RETRY_SECONDS", 0)
+    write_days(data_dir, 2)
+    disk.fail("write", code)
+    keeping = make_housekeeping(compress_after_days=1)
+    keeping.start()
+    wait_until(lambda: [name for name, _ in disk.calls].count("write") > 3)
+    disk.heal()
+
+    wait_until((data_dir / "events-2026-11-22.jsonl.gz").exists)
+    keeping.close()
+    assert caplog.text.count(os.strerror(code)) == 1
+
+
+@pytest.mark.parametrize(("free_share", "is_compressed"), [(0.2, False), (0.3, True)])
+def test_below_the_room_that_events_need_compression_makes_room_if_it_fits(
+    make_housekeeping: Callable[..., Housekeeping],
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    free_share: float,
+    is_compressed: bool,
+) -> None:
+    write_days(data_dir, 2)
+    (plain,) = data_dir.glob("*-22.jsonl")
+    free = int(plain.stat().st_size * free_share)
+    monkeypatch.setattr(rewriting, "free_bytes", lambda directory: free)
+    make_housekeeping(compress_after_days=1, min_free_bytes=2**40).run(TODAY)
+
+    assert plain.exists() != is_compressed
+
+
+@pytest.mark.parametrize("is_link", [True, False], ids=["symbolic link", "FIFO"])
+def test_nothing_says_deleted_of_a_link_whose_target_stays(
+    make_housekeeping: Callable[..., Housekeeping],
+    data_dir: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    is_link: bool,
+) -> None:
+    caplog.set_level("INFO")
+    write_days(data_dir, 1)
+    (tmp_path / "target").write_bytes(line(1))
+    path = data_dir / "events-2026-10-01.jsonl"
+    if is_link:
+        path.symlink_to(tmp_path / "target")
+    else:
+        os.mkfifo(path)
+    make_housekeeping(retention_days=10).run(TODAY)
+
+    assert path.is_symlink() == is_link
+    assert os.path.lexists(path)
+    assert "deleted" not in caplog.text
+    assert f"{path.name}: left as it is until tomorrow: " in caplog.text
+
+
+WORK_FILES = [CLAIM_NAME, DRAFT_NAME]
+
+
+@pytest.mark.parametrize("names", [WORK_FILES[:1], WORK_FILES[1:], WORK_FILES])
+def test_work_files_may_be_deleted_at_any_call(tmp_path: Path, names: list[str]) -> None:
+    """And another process may start at that moment: no line is lost or doubled."""
+    for index in itertools.count():
+        directory = tmp_path / str(index)
+        content = write_days(directory, 4)
+        disk = FailingOs()
+        disk.fault = partial(delete_and_run, directory, names, index)
+        compress_all(directory, disk)
+        if index >= len(disk.calls):
+            break
+        compress_all(directory, os)
+        assert read_days(directory) == content, f"at call {index}: {disk.calls[index]}"
+        assert len(list(directory.glob("*.gz"))) == 3
+    assert index > 50
+
+
+def delete_and_run(
+    directory: Path, names: list[str], index: int, at: int, name: str, arguments: Any
+) -> None:
+    if at == index:
+        for work_file in names:
+            (directory / work_file).unlink(missing_ok=True)
+        if not is_locked(directory):  # otherwise the other process would wait
+            compress_all(directory, os)
+
+
+def compress_all(directory: Path, module_os: object) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch, suppress(BlockingIOError):
+        for module in (durable, housekeeping, rewriting):
+            monkeypatch.setattr(module, "os", module_os)
+        Housekeeping(directory, lambda: NOON, 1, 0).run(TODAY)
+
+
+def is_locked(directory: Path) -> bool:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

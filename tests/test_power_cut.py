@@ -17,7 +17,8 @@ import pytest
 
 import storage
 from disk import Disk, Image
-from files import durable, housekeeping
+from files import durable, housekeeping, rewriting
+from files.days import CLAIM_NAME
 from files.records import encode, utc_now
 
 DAYS = [date(2026, 11, 20) + timedelta(days) for days in range(4)]
@@ -132,8 +133,9 @@ def live(steps: Steps, before: Cut, tmp_path: Path, *, cut: bool = False) -> tup
     if cut:
         life.disk.before_change = note_cuts
     with ExitStack() as patches:
-        for module in (durable, housekeeping, storage):
+        for module in (durable, housekeeping, rewriting, storage):
             patches.enter_context(patch.object(module, "os", life.disk))
+        for module in (durable, housekeeping):
             patches.enter_context(patch.object(module.log, "disabled", True))
         steps(life)
         for worker in life.workers:
@@ -147,6 +149,8 @@ def wrong(life: Life) -> str:
     """Say what is wrong with the files, or nothing."""
     found: Counter[bytes] = Counter()
     for path in life.directory.iterdir():
+        if path.name == CLAIM_NAME:
+            continue
         if not is_days_file(path.name):
             return f"left behind: {path.name}"
         try:
