@@ -7,11 +7,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-DRAFT_SUFFIX = ".draft"
-
-# Used by the one process that holds the claim.  The pattern events-*.jsonl* does not match them.
+# The pattern events-*.jsonl* does not match them.
 CLAIM_NAME = "events-housekeeping.claim"
-DRAFT_NAME = f"events-housekeeping{DRAFT_SUFFIX}"
+DRAFT_NAME = "events-housekeeping.draft"
 
 
 class Kind(StrEnum):
@@ -32,7 +30,7 @@ class DayFile(NamedTuple):
 
 
 DAY_FILE_NAME = re.compile(r"(events|refused)-(\d{4}-\d\d-\d\d)\.jsonl(?:\.gz)?", re.ASCII)
-KEY_NAME = re.compile(r"address-key-(\d{4}-\d\d-\d\d)(?:\.draft)?", re.ASCII)
+KEY_NAME = re.compile(r"address-key-(\d{4}-\d\d-\d\d)", re.ASCII)
 
 
 def plain_name(kind: Kind, day: str) -> str:

@@ -8,8 +8,7 @@ import logging
 import math
 import os
 import stat
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from files.days import CLAIM_NAME, DRAFT_NAME
@@ -20,7 +19,6 @@ DIRECTORY_MODE = 0o750
 CLAIM_MODE = 0o644
 DRAFT_MODE = 0o600  # until it gets the file's own
 CHUNK_BYTES = 2**16
-GZIP_WBITS = 31  # zlib's way to say: with gzip's header and trailer
 
 # A power cut can leave NUL bytes anywhere in data that was not synced, which is never more
 # than this: a batch, or the refusals of a day.
@@ -152,23 +150,6 @@ def set_mode(fd: int, mode: int) -> None:
 def write_all(fd: int, content: bytes) -> None:
     while content:
         content = content[os.write(fd, content) :]
-
-
-def write_draft(path: Path, content: Iterable[bytes], mode: int, min_free_bytes: int = 0) -> None:
-    """Write and sync a new file, to be renamed into place."""
-    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode) as fd:
-        os.fchmod(fd, mode)  # whatever the umask is
-        for chunk in content:
-            require_room(path.parent, min_free_bytes + len(chunk))
-            write_all(fd, chunk)
-        os.fsync(fd)
-
-
-def compressed(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    packer = zlib.compressobj(wbits=GZIP_WBITS)
-    for chunk in chunks:
-        yield packer.compress(chunk)
-    yield packer.flush()
 
 
 def is_named(fd: int, path: Path) -> bool:

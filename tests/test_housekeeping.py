@@ -386,13 +386,12 @@ def test_keys_of_days_not_around_today_are_deleted(
     days = {age: TODAY - timedelta(days=age) for age in (-400, -2, -1, 0, 1, 2, 3, 400)}
     for day in days.values():
         (data_dir / f"address-key-{day}").write_bytes(b"x" * 32)
-        (data_dir / f"address-key-{day}.draft").write_bytes(b"x")
     others = ["address-key-2020-01-01.backup", "address-key-2020-02-31"]
     for name in others:
         (data_dir / name).touch()
     make_housekeeping().run(TODAY)
 
-    kept = [f"address-key-{days[age]}{end}" for age in (-1, 0, 1, 2) for end in ("", ".draft")]
+    kept = [f"address-key-{days[age]}" for age in (-1, 0, 1, 2)]
     assert {path.name for path in data_dir.iterdir()} == {*kept, *others}
 
 
