@@ -18,7 +18,7 @@ import pytest
 import storage
 from disk import Disk, Image
 from files import durable, housekeeping, rewriting
-from files.days import CLAIM_NAME
+from files.days import CLAIM_NAME, DRAFT_NAME
 from files.records import encode, utc_now
 
 DAYS = [date(2026, 11, 20) + timedelta(days) for days in range(4)]
@@ -208,13 +208,17 @@ def test_a_second_power_cut_during_recovery_loses_nothing_either(
     assert next(faults_after(seconds, tmp_path), "") == ""
 
 
+def rename_unsynced(draft: int, source: int, path: Path, target: Path) -> None:
+    vars(rewriting)["os"].rename(path.with_name(DRAFT_NAME), target)
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "replacement", "consequence"),
     [
         pytest.param(Disk, "fsync", lambda *_: None, "lost", id="syncs nothing"),
         pytest.param(storage, "sync_directory", lambda _: None, "lost", id="syncs no name"),
         pytest.param(durable, "MAX_UNSYNCED_BYTES", 0, "never sent", id="overlooks NUL bytes"),
-        pytest.param(storage, "cut_off", lambda *_: None, "lost", id="undoes nothing"),
+        pytest.param(rewriting, "rename_draft", rename_unsynced, "damaged", id="syncs no archive"),
     ],
 )
 def test_the_power_cut_test_catches_a_server_that(
