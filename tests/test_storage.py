@@ -952,3 +952,99 @@ def test_whoever_replaces_a_file_waits_until_its_lines_are_synced(
 
         appending.result(60)
         assert replacing.result(60)
+
+
+def test_a_batch_with_and_without_addresses_has_valid_lines_only(
+    store: Store, data_dir: Path
+) -> None:
+    """A client on a Unix socket has no address, and neither has `fe80::1%eth0`."""
+    keys = [keyed, None, keyed, None]
+    for batch in [store.enqueue(EVENT | {"ip": None}, hash_ip) for hash_ip in keys]:
+        store.wait(batch)
+
+    ips = [json.loads(text)["ip"] for text in (data_dir / NAME).read_bytes().splitlines()]
+    key = (data_dir / f"address-key-{DAY}").read_bytes().hex()
+    assert ips == [key, None, key, None]
+
+
+def test_a_key_that_was_destroyed_is_used_by_no_worker_any_more(
+    make_store: Callable[..., Store], data_dir: Path
+) -> None:
+    stores = [make_store(), make_store()]
+    for _ in range(2):
+        for store in stores:
+            store.wait(store.enqueue(EVENT | {"ip": None}, keyed))
+        (data_dir / f"address-key-{DAY}").unlink()
+
+    ips = [json.loads(text)["ip"] for text in (data_dir / NAME).read_bytes().splitlines()]
+    assert ips[0] == ips[1] != ips[2] == ips[3]
+
+
+def test_refusals_that_could_not_be_queued_block_nothing(
+    store: Store, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(3):
+            store.record_refusal(EVENT)
+    assert store.queued_bytes == 0
+    store.record_refusal(EVENT)
+    store.append(EVENT)
+    store.close()
+
+    assert {path.name: path.read_bytes().count(b"\n") for path in data_dir.iterdir()} == {
+        NAME: 1,
+        f"refused-{DAY}.jsonl": 1,
+    }
+
+
+def test_large_events_are_flushed_before_anybody_waits(
+    disk: FailingOs, store: Store, data_dir: Path
+) -> None:
+    large = EVENT | {"text": "x" * 200_000}
+    for batch in [store.enqueue(large) for _ in range(64)]:
+        store.wait(batch)
+
+    assert (data_dir / NAME).read_bytes().count(b"\n") == 64
+    assert [name for name, _ in disk.calls].count("write") > 8
+
+
+def test_the_name_of_a_directory_that_another_worker_made_anew_is_synced(
+    disk: FailingOs, data_dir: Path
+) -> None:
+    appender, other = Appender(data_dir), Appender(data_dir)
+    for one in (appender, other):
+        one.append(NAME, line(1))
+    data_dir.rename(data_dir.with_name("old"))
+    other.append(NAME, line(2))
+    synced: list[str] = []
+
+    def note(at: int, name: str, arguments: Any) -> None:
+        if name == "fsync":
+            synced.append(str(Path(f"/proc/self/fd/{arguments[0]}").readlink()))
+
+    disk.fault = note
+    appender.append(NAME, line(3))
+
+    assert str(data_dir.parent) in synced
+
+
+def test_a_process_ends_while_the_disk_is_stalled(data_dir: Path) -> None:
+    code = f"""
+import os, time
+from pathlib import Path
+from storage import NotStored, Store
+os.fsync = lambda fd: time.sleep(600)
+store = Store(Path({str(data_dir)!r}))
+try:
+    store.append({EVENT!r})
+except NotStored as exc:
+    print(exc)
+store.close()
+"""
+    said = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True, timeout=120)
+
+    assert said == f"{DAY}: the disk did not respond in time\n"
