@@ -185,7 +185,8 @@ def make_directory(directory: Path) -> None:
     if directory.is_dir():
         return
     missing = [path for path in (directory, *directory.parents) if not path.is_dir()]
-    sync_name(missing[-1].parent)
+    if missing:  # not created by another worker meanwhile
+        sync_name(missing[-1].parent)
     for path in reversed(missing):
         with contextlib.suppress(FileExistsError):  # by another worker
             os.mkdir(path)
