@@ -134,6 +134,7 @@ class Mixture:
         finally:
             for server in [*world.servers, *world.killed]:
                 server.kill()
+                world.read_log(server)
         answers = Counter(sent.status for sent in world.sent if sent.began)
         slowest = max(sent.ended - sent.began for sent in world.sent)
         figures = f"slowest answer {slowest:.1f} s, stop {world.slowest_stop_seconds:.1f} s"
@@ -235,7 +236,13 @@ class World:
         if status := server.stop():
             self.findings.append(f"stop: status {status}")
         server.kill()  # closes its log
+        self.read_log(server)
         self.slowest_stop_seconds = max(self.slowest_stop_seconds, time.monotonic() - began)
+
+    def read_log(self, server: Server) -> None:
+        log = "\n".join(server.log)
+        if "Traceback" in log:
+            self.findings.append(f"log: {log[log.index('Traceback') :][:2000]}")
 
     def flask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command, on a disk that is slow enough for others to act meanwhile."""
