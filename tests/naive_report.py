@@ -4,13 +4,17 @@ Nothing of the report is imported. Every number has a loop of its own, written a
 in section 6 of the contract; speed does not matter, being easy to check does.
 """
 
+import fnmatch
 import gzip
 import ipaddress
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date, timedelta
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -20,80 +24,125 @@ PROVIDERS = [
     *("auth", "data", "router", "live"),
     *("notification", "auditLog", "i18n", "accessControl"),
 ]
-
-
-class Event(NamedTuple):
-    day: date
-    record: dict[str, Any]
-    payload: dict[str, Any]
+ROBOTS = ["bot", "crawl", "spider", "slurp", "headless", "phantomjs", "inspectiontool"]
+ENOUGH_FILES = {7: 6, 28: 24}
 
 
 class DayContent(NamedTuple):
     day: date
+    directory: Path
     content: bytes
 
 
-def naive_report(directories: list[Path], since: date, until: date, today: date) -> dict[str, Any]:
+class Event(NamedTuple):
+    day: date
+    directory: Path
+    record: dict[str, Any]
+    payload: dict[str, Any]
+
+
+Days = dict[date, list[Event]]
+Refusal = tuple[str | None, str | None, str | None]
+
+
+def naive_report(
+    directories: list[Path],
+    since: date,
+    until: date,
+    today: date,
+    framework: str = "Refine",
+    patterns: Sequence[str] = (),
+) -> dict[str, Any]:
     """Return the object that `flask report --format json` must print."""
-    files = files_of("events", directories)
-    first_day_read = min(since, until - 55 * DAY)  # 2 x 28 days, whatever `since` is
-    events, unreadable_lines = [], 0
+    first_read = min(since, until - 55 * DAY)  # two times 28 days, whatever `since` is
+    files = [file for file in files_of("events", directories) if first_read <= file.day <= until]
+    refusal_files = [
+        file for file in files_of("refused", directories) if since <= file.day <= until
+    ]
+    unreadable_lines = 0
+    days: Days = {day: [] for day in days_between(first_read, until)}
+    excluded, automated = [], []
     for file in files:
-        if first_day_read <= file.day <= until:
-            for line in lines_of(file.content):
-                event = read_event(file.day, line)
-                if event is None:
-                    unreadable_lines += 1
-                else:
-                    events.append(event)
+        for line in lines_of(file.content):
+            event = read_event(file, line)
+            if event is None:
+                unreadable_lines += 1
+            elif is_excluded(event, patterns):
+                excluded.append(event)
+            elif is_automated(event):
+                automated.append(event)
+            else:
+                days[event.day].append(event)
+    refusals: dict[date, list[Refusal]] = {day: [] for day in days_between(since, until)}
+    for file in refusal_files:
+        for line in lines_of(file.content):
+            refusal = read_refusal(line)
+            if refusal is None:
+                unreadable_lines += 1
+            else:
+                refusals[file.day].append(refusal)
 
-    refusals = []
-    for file in files_of("refused", directories):
-        if since <= file.day <= until:
-            for line in lines_of(file.content):
-                refusal = read_refusal(line)
-                if refusal is None:
-                    unreadable_lines += 1
-                else:
-                    refusals.append(refusal)
-
-    days_with_file = {file.day for file in files}
+    with_file = {file.day for file in files}
     weeks = weeks_of(since, until)
-    lists_from = until - 27 * DAY
+    in_period = between(since, until, days)
+    excluded = [event for event in excluded if event.day >= since]
+    automated = [event for event in automated if event.day >= since]
     return {
+        "framework": framework,
         "since": str(since),
         "until": str(until),
         "unfinished": until >= today,
-        "missing_days": [
-            str(day) for day in days_between(since, until) if day not in days_with_file
-        ],
+        "missing_days": [str(day) for day in days if day not in with_file],
         "unreadable_lines": unreadable_lines,
-        "refused": refused(refusals),
-        "events": {
-            source: len(of_source(source, between(since, until, events)))
-            for source in ("core", "cli")
+        "refused": refused([refusal for day in refusals.values() for refusal in day]),
+        "events": {source: len(of_source(source, in_period)) for source in UNITS},
+        "with_project": {
+            source: sum(project_of(event) is not None for event in of_source(source, in_period))
+            for source in UNITS
         },
+        "automated": {
+            "events": len(automated),
+            "hosts": len(
+                members(automated, host_of) - members(of_source("core", in_period), host_of)
+            ),
+            "names": names_of(automated),
+        },
+        "excluded": {"patterns": list(patterns), "events": len(excluded)},
+        "masked": kinds_of_addresses(last_days(28, until), days) == {"masked"},
+        "files": {
+            str(length): {
+                "now": sum(day in with_file for day in last_days(length, until)),
+                "before": sum(day in with_file for day in days_before(length, until)),
+            }
+            for length in ENOUGH_FILES
+        },
+        "projects_in_development_only": projects_in_development_only(until, days),
         "active": {
             source: {
                 unit: {
-                    str(length): window(source, unit, length, until, events, days_with_file)
-                    for length in (7, 28)
+                    str(length): window(source, unit, length, until, days, with_file)
+                    for length in ENOUGH_FILES
                 }
                 for unit in UNITS[source]
             }
-            for source in ("core", "cli")
+            for source in UNITS
         },
         "weeks": [
-            {"since": str(first), "until": str(last)} | figures(first, last, events, days_with_file)
+            {
+                "since": str(first),
+                "until": str(last),
+                "files": sum(day in with_file for day in days_between(first, last)),
+            }
+            | figures(first, last, days, with_file)
             for first, last in weeks
         ],
-        "adoption": [adoption(first, last, events, days_with_file) for first, last in weeks],
+        "adoption": [adoption(first, last, days, with_file) for first, last in weeks],
         "days": [
-            {"date": str(day)} | figures(day, day, events, days_with_file)
+            {"date": str(day), "refused": len(refusals[day])} | figures(day, day, days, with_file)
             for day in days_between(since, until)
         ],
-        "core": core_lists(of_source("core", between(lists_from, until, events))),
-        "cli": cli_lists(of_source("cli", between(lists_from, until, events))),
+        "core": core_lists(until, days),
+        "cli": cli_lists(until, days),
     }
 
 
@@ -108,19 +157,29 @@ def files_of(kind: str, directories: list[Path]) -> list[DayContent]:
             match = FILE_NAME.fullmatch(path.name)
             if not match or match[1] != kind or not is_date(match[2]):
                 continue
-            day = date.fromisoformat(match[2])
-            is_archive = match[3] is not None
-            if is_archive:
-                content = gzip.decompress(path.read_bytes())
-                plain = path.with_suffix("")
-                if plain.exists() and plain.read_bytes().startswith(content):
-                    continue
-            else:
-                content = path.read_bytes()
-            if identity(path) not in seen:
+            if identity(path) not in seen and not is_held_by_other(path):
                 seen.add(identity(path))
-                found.append(DayContent(day, content))
+                day = date.fromisoformat(match[2])
+                found.append(DayContent(day, directory.resolve(), content_of(path)))
     return found
+
+
+def content_of(path: Path) -> bytes:
+    content = path.read_bytes()
+    return gzip.decompress(content) if path.suffix == ".gz" else content
+
+
+def is_held_by_other(path: Path) -> bool:
+    """Whether the day's other file, plain or archive, has all lines of this one.
+
+    If each has all lines of the other, the plain file is the one to read.
+    """
+    is_archive = path.suffix == ".gz"
+    other = path.with_suffix("") if is_archive else path.with_name(f"{path.name}.gz")
+    if not other.exists():
+        return False
+    mine, others = Counter(lines_of(content_of(path))), Counter(lines_of(content_of(other)))
+    return mine <= others if is_archive else mine < others
 
 
 def identity(path: Path) -> tuple[int, int]:
@@ -153,7 +212,7 @@ def no_json(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
-def read_refusal(line: bytes) -> tuple[str | None, str | None, str | None] | None:
+def read_refusal(line: bytes) -> Refusal | None:
     value = parse(line)
     if not isinstance(value, dict):
         return None
@@ -161,7 +220,7 @@ def read_refusal(line: bytes) -> tuple[str | None, str | None, str | None] | Non
     return refusal if all(is_text(part) for part in refusal) else None
 
 
-def read_event(day: date, line: bytes) -> Event | None:
+def read_event(file: DayContent, line: bytes) -> Event | None:
     """Return the event with every key of section 3, null where the line has none."""
     value = parse(line)
     if not isinstance(value, dict) or not isinstance(value.get("payload"), dict):
@@ -186,7 +245,7 @@ def read_event(day: date, line: bytes) -> Event | None:
             {"name": package.get("name"), "version": package.get("version")}
             for package in payload["packages"] or []
         ]
-    return Event(day, record, payload)
+    return Event(file.day, file.directory, record, payload)
 
 
 def is_text(value: Any) -> bool:
@@ -245,6 +304,14 @@ def days_between(since: date, until: date) -> list[date]:
     return [since + n * DAY for n in range((until - since).days + 1)]
 
 
+def last_days(length: int, until: date) -> list[date]:
+    return days_between(until - (length - 1) * DAY, until)
+
+
+def days_before(length: int, until: date) -> list[date]:
+    return last_days(length, until - length * DAY)
+
+
 def weeks_of(since: date, until: date) -> list[tuple[date, date]]:
     """Return first and last day of each whole week, counted back from `until`, oldest first."""
     weeks = []
@@ -255,31 +322,74 @@ def weeks_of(since: date, until: date) -> list[tuple[date, date]]:
     return weeks[::-1]
 
 
-def between(first: date, last: date, events: Iterable[Event]) -> list[Event]:
-    return [event for event in events if first <= event.day <= last]
+def between(first: date, last: date, days: Days) -> list[Event]:
+    return [event for day in days_between(first, last) for event in days[day]]
 
 
 def of_source(source: str, events: Iterable[Event]) -> list[Event]:
     return [event for event in events if event.record["source"] == source]
 
 
-# Units
+# Who is counted
 
 
-def is_local(hostname: str) -> bool:
+def is_excluded(event: Event, patterns: Sequence[str]) -> bool:
+    hostname = event.record.get("hostname")
+    return hostname is not None and any(
+        fnmatch.fnmatchcase(hostname.lower(), pattern.lower()) for pattern in patterns
+    )
+
+
+def is_automated(event: Event) -> bool:
+    browser = (event.record.get("browser") or "").lower()
+    return any(word in browser for word in ROBOTS)
+
+
+def names_of(automated: list[Event]) -> list[dict[str, Any]]:
+    names = Counter(event.record["browser"] for event in automated)
+    ordered = sorted(names, key=lambda name: (-names[name], name))
+    return [{"value": name, "events": names[name]} for name in ordered]
+
+
+LOCAL = [
+    *(".localhost", ".local", ".localdomain", ".lan", ".home", ".corp", ".intranet", ".internal"),
+    *(".test", ".example", ".invalid", ".home.arpa", ".nip.io", ".sslip.io"),
+]
+SANDBOXES = [
+    *(".csb.app", ".codesandbox.io", ".webcontainer.io", ".stackblitz.io", ".gitpod.io"),
+    *(".gitpod.dev", ".github.dev", ".replit.dev", ".repl.co", ".cloudworkstations.dev"),
+]
+TUNNELS = [
+    *(".ngrok.io", ".ngrok.app", ".ngrok.dev", ".ngrok-free.app", ".ngrok-free.dev"),
+    *(".trycloudflare.com", ".loca.lt", ".lhr.life", ".serveo.net", ".devtunnels.ms"),
+]
+PREVIEWS = [
+    r".*--.*\.netlify\.app",
+    r".*--.*\.web\.app",
+    r".*-git-.*-.*\.vercel\.app",
+    r"[^.]*\.[^.]*\.pages\.dev",
+    r".*-pr-[0-9]+\.onrender\.com",
+]
+
+
+def is_in_development(hostname: str) -> bool:
     try:
         return not ipaddress.ip_address(hostname).is_global
     except ValueError:
         pass
-    if "." not in hostname:
-        return True
-    endings = ["localhost", "local", "test", "example", "invalid", "internal", "home.arpa"]
-    return any(hostname.endswith("." + ending) for ending in endings)
+    return (
+        "." not in hostname
+        or any(hostname.endswith(ending) for ending in LOCAL + SANDBOXES + TUNNELS)
+        or any(re.fullmatch(preview, hostname) for preview in PREVIEWS)
+    )
+
+
+# Units
 
 
 def host_of(event: Event) -> str | None:
     hostname = event.record["hostname"]
-    return None if hostname is None or is_local(hostname) else hostname
+    return None if hostname is None or is_in_development(hostname) else hostname
 
 
 def project_of(event: Event) -> str | None:
@@ -292,9 +402,9 @@ def address_of(event: Event) -> str | None:
     return address
 
 
-def local_address_of(event: Event) -> str | None:
+def development_address_of(event: Event) -> str | None:
     hostname = event.record["hostname"]
-    return event.record["ip"] if hostname is not None and is_local(hostname) else None
+    return address_of(event) if hostname is not None and is_in_development(hostname) else None
 
 
 Unit = Callable[[Event], str | None]
@@ -303,77 +413,131 @@ UNITS: dict[str, dict[str, Unit]] = {
         "hosts": host_of,
         "projects": project_of,
         "addresses": address_of,
-        "local_addresses": local_address_of,
+        "development_addresses": development_address_of,
     },
     "cli": {"projects": project_of, "addresses": address_of},
 }
 
 
-def units_in(events: list[Event], unit_of: Unit) -> set[str]:
-    return {unit for event in events if (unit := unit_of(event)) is not None}
+def members(events: list[Event], unit_of: Unit) -> set[str]:
+    return {member for event in events if (member := unit_of(event)) is not None}
 
 
-def count(unit: str, members: set[str], days: int) -> int | None:
-    """Return how many there are; null if a hashed address would count for several days."""
-    if unit in ("addresses", "local_addresses") and days > 1:
-        for member in members:
-            if re.fullmatch(r"[0-9a-fA-F]{64}", member):
-                return None
-    return len(members)
+def projects_in_development_only(until: date, days: Days) -> int | None:
+    events = of_source("core", between(until - 27 * DAY, until, days))
+    if was_not_recorded("core", "projects", last_days(28, until), days):
+        return None
+    elsewhere = [
+        event for event in events if event.record["hostname"] is None or host_of(event) is not None
+    ]
+    return len(members(events, project_of) - members(elsewhere, project_of))
+
+
+# What was not recorded is null
+
+
+def was_not_recorded(source: str, unit: str, of_days: list[date], days: Days) -> bool:
+    """Whether no figure of this unit can be known over these days: rules (b) and (c)."""
+    each_day = [of_source(source, days[day]) for day in of_days]
+    if unit == "projects":
+        return any(each_day) and not any(members(day, project_of) for day in each_day)
+    if unit in ("addresses", "development_addresses"):
+        has_day_without = any(day and not members(day, address_of) for day in each_day)
+        return has_day_without or len(kinds_of_addresses(of_days, days)) == 2
+    return False
+
+
+def kinds_of_addresses(of_days: list[date], days: Days) -> set[str]:
+    return {kind for day in of_days if (kind := kind_of_addresses(days[day])) is not None}
+
+
+def kind_of_addresses(events: list[Event]) -> str | None:
+    addresses = members(events, address_of)
+    if not all(is_network(address) for address in addresses):
+        return "whole"
+    return "masked" if len(addresses) >= 3 else None
+
+
+def is_network(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+        ipaddress.ip_network((text, 24 if address.version == 4 else 48))
+    except ValueError:  # no address, or bits behind the network's are set
+        return False
+    return True
+
+
+def is_uncountable(events: list[Event], unit_of: Unit, length: int) -> bool:
+    """Whether among these units of `length` days are hashes with different keys: rule (a)."""
+    if unit_of not in (address_of, development_address_of):
+        return False
+    hashed = [event for event in events if is_hash(unit_of(event))]
+    return len({event.directory for event in hashed}) > (1 if length == 1 else 0)
+
+
+def is_hash(address: str | None) -> bool:
+    return re.fullmatch("[0-9a-fA-F]{64}", address or "") is not None
 
 
 # Active, weeks, days
 
 
+def figure(source: str, unit: str, first: date, last: date, days: Days) -> int | None:
+    """Return how many units are active from the first to the last day; null is not known."""
+    of_days, unit_of = days_between(first, last), UNITS[source][unit]
+    events = of_source(source, between(first, last, days))
+    if was_not_recorded(source, unit, of_days, days) or is_uncountable(
+        events, unit_of, len(of_days)
+    ):
+        return None
+    return len(members(events, unit_of))
+
+
 def window(
-    source: str,
-    unit: str,
-    length: int,
-    until: date,
-    events: list[Event],
-    days_with_file: set[date],
+    source: str, unit: str, length: int, until: date, days: Days, with_file: set[date]
 ) -> dict[str, int | None]:
-    mine, unit_of = of_source(source, events), UNITS[source][unit]
-    first_day = until - (length - 1) * DAY
-    earlier_first_day = first_day - length * DAY
-    now = units_in(between(first_day, until, mine), unit_of)
-    before = units_in(between(earlier_first_day, first_day - DAY, mine), unit_of)
+    these, earlier = last_days(length, until), days_before(length, until)
     row = {
-        "now": count(unit, now, length),
-        "before": count(unit, before, length),
-        "stayed": count(unit, now & before, 2 * length),
-        "new": count(unit, now - before, 2 * length),
-        "gone": count(unit, before - now, 2 * length),
+        "now": figure(source, unit, these[0], these[-1], days),
+        **dict.fromkeys(["before", "stayed", "new", "gone"]),
     }
-    if not any(day <= earlier_first_day for day in days_with_file):
-        row = {name: row[name] if name == "now" else None for name in row}
-    return row
+    if any(len(with_file & set(some)) < ENOUGH_FILES[length] for some in (these, earlier)):
+        return row
+    row["before"] = figure(source, unit, earlier[0], earlier[-1], days)
+    if None in (row["now"], row["before"]) or was_not_recorded(source, unit, earlier + these, days):
+        return row
+    unit_of = UNITS[source][unit]
+    now, before = (
+        members(of_source(source, between(some[0], some[-1], days)), unit_of)
+        for some in (these, earlier)
+    )
+    return row | {
+        "stayed": len(now & before),
+        "new": len(now - before),
+        "gone": len(before - now),
+    }
 
 
 def figures(
-    first: date, last: date, events: list[Event], days_with_file: set[date]
+    first: date, last: date, days: Days, with_file: set[date]
 ) -> dict[str, dict[str, int | None]]:
     """Return events and units of a day or a week, null where it has no file."""
-    has_file = any(first <= day <= last for day in days_with_file)
     row: dict[str, dict[str, int | None]] = {}
-    for source in ("core", "cli"):
-        mine = of_source(source, between(first, last, events))
-        row[source] = {"events": len(mine) if has_file else None}
-        for unit, unit_of in UNITS[source].items():
-            number = count(unit, units_in(mine, unit_of), (last - first).days + 1)
-            row[source][unit] = number if has_file else None
+    for source in UNITS:
+        row[source] = {"events": len(of_source(source, between(first, last, days)))}
+        for unit in UNITS[source]:
+            row[source][unit] = figure(source, unit, first, last, days)
+        if with_file.isdisjoint(days_between(first, last)):
+            row[source] = dict.fromkeys(row[source])
     return row
 
 
-def adoption(
-    first: date, last: date, events: list[Event], days_with_file: set[date]
-) -> dict[str, Any]:
-    has_file = any(first <= day <= last for day in days_with_file)
-    seen = last_seen_with(of_source("core", between(first, last, events)), host_of)
-    versions: Counter[str] = Counter()
-    for payload in seen.values():
-        if payload["version"] is not None:
-            versions[str(series(payload["version"]))] += 1
+def adoption(first: date, last: date, days: Days, with_file: set[date]) -> dict[str, Any]:
+    seen = last_seen_with(of_source("core", between(first, last, days)), host_of)
+    versions = Counter(
+        series(payload["version"]) for payload in seen if payload["version"] is not None
+    )
+    has_file = not with_file.isdisjoint(days_between(first, last))
     return {
         "since": str(first),
         "until": str(last),
@@ -382,16 +546,25 @@ def adoption(
     }
 
 
-def last_seen_with(events: list[Event], unit_of: Unit) -> dict[str, dict[str, Any]]:
+def last_seen_with(events: list[Event], unit_of: Unit) -> list[dict[str, Any]]:
     """Return each unit's payload of its last day: the most frequent, then the greatest."""
-    seen = {}
-    for unit in units_in(events, unit_of):
-        mine = [event for event in events if unit_of(event) == unit]
+    seen = []
+    for mine in group(events, unit_of).values():
         last_day = max(event.day for event in mine)
-        texts = [compact(event.payload) for event in mine if event.day == last_day]
-        most = max(texts.count(text) for text in texts)
-        seen[unit] = json.loads(max(text for text in texts if texts.count(text) == most))
+        texts = Counter(compact(event.payload) for event in mine if event.day == last_day)
+        most = max(texts.values())
+        seen.append(json.loads(max(text for text in texts if texts[text] == most)))
     return seen
+
+
+def group(events: list[Event], value_of: Unit) -> dict[str, list[Event]]:
+    """Return the events of each value; null is none."""
+    groups: dict[str, list[Event]] = {}
+    for event in events:
+        value = value_of(event)
+        if value is not None:
+            groups.setdefault(value, []).append(event)
+    return groups
 
 
 def compact(payload: dict[str, Any]) -> str:
@@ -403,7 +576,10 @@ def compact(payload: dict[str, Any]) -> str:
 
 def series(version: str | None) -> str | None:
     match = re.match(r"v?([0-9]+)(\.[0-9]+)?", version or "")
-    return match[1] + (match[2] or "") if match else version
+    if not match:
+        return version
+    is_pre = re.match(r"v?[0-9]+(\.[0-9]+)+-", version or "")
+    return match[1] + (match[2] or "") + ("-pre" if is_pre else "")
 
 
 def major(version: str | None) -> str | None:
@@ -411,112 +587,86 @@ def major(version: str | None) -> str | None:
     return match[1] if match else version
 
 
-# Lists
+# Lists, of the last 28 days
 
 
-def core_lists(events: list[Event]) -> dict[str, Any]:
-    seen = list(last_seen_with(events, host_of).values())
+Values = Callable[[dict[str, Any]], set[str | None]]
+
+
+def core_lists(until: date, days: Days) -> dict[str, Any]:
+    events = of_source("core", between(until - 27 * DAY, until, days))
+    unknown = was_not_recorded("core", "addresses", last_days(28, until), days)
+    seen = last_seen_with(events, host_of)
     sent = [event.payload for event in events]
     return {
-        "versions": versions(seen, sent),
-        "providers": providers(seen, sent),
-        "browsers": came_with(
-            events,
+        "versions": by_unit("hosts", seen, sent, lambda payload: {payload["version"]}),
+        "providers": by_unit(
+            *("hosts", seen, sent),
+            lambda payload: {name for name in PROVIDERS if payload["providers"][name]},
+        ),
+        "browsers": by_address(
+            *(events, unknown),
             lambda event: event.record["browser"],
             lambda event: major(event.record["browser_version"]),
         ),
-        "operating_systems": came_with(
-            events, lambda event: event.record["os"], lambda event: event.record["os_version"]
+        "operating_systems": by_address(
+            *(events, unknown),
+            lambda event: event.record["os"],
+            lambda event: event.record["os_version"],
         ),
         "resource_count": resource_count(seen),
     }
 
 
-def versions(seen: list[dict[str, Any]], sent: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    rows = [
-        {
-            "value": value,
-            "hosts": sum(payload["version"] == value for payload in seen),
-            "events": sum(payload["version"] == value for payload in sent),
-        }
-        for value in {payload["version"] for payload in sent}
-    ]
-    return rank("value", "hosts", rows)
-
-
-def providers(seen: list[dict[str, Any]], sent: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    rows = [
-        {
-            "value": name,
-            "hosts": sum(payload["providers"][name] for payload in seen),
-            "events": sum(payload["providers"][name] for payload in sent),
-        }
-        for name in PROVIDERS
-        if any(payload["providers"][name] for payload in sent)
-    ]
-    return rank("value", "hosts", rows)
-
-
-def resource_count(seen: list[dict[str, Any]]) -> dict[str, int | None]:
-    numbers = sorted(
-        payload["resourceCount"] for payload in seen if payload["resourceCount"] is not None
-    )
-    if not numbers:
-        return {"min": None, "median": None, "p90": None, "max": None}
-    return {
-        "min": numbers[0],
-        "median": numbers[(len(numbers) - 1) // 2],
-        "p90": next(
-            number
-            for number in numbers
-            if 10 * sum(other <= number for other in numbers) >= 9 * len(numbers)
-        ),
-        "max": numbers[-1],
-    }
-
-
-def came_with(
-    events: list[Event],
-    value_of: Callable[[Event], str | None],
-    version_of: Callable[[Event], str | None],
-) -> list[dict[str, Any]]:
-    """Return browsers or systems: addresses in every one that they came with."""
-    rows = []
-    for value in {value_of(event) for event in events}:
-        mine = [event for event in events if value_of(event) == value]
-        rows.append(
-            {
-                "value": value,
-                "addresses": count("addresses", units_in(mine, address_of), 28),
-                "events": len(mine),
-                "versions": came_with_version(mine, version_of),
-            }
-        )
-    return rank("value", "addresses", rows)
-
-
-def came_with_version(
-    events: list[Event], version_of: Callable[[Event], str | None]
-) -> list[dict[str, Any]]:
-    rows = []
-    for value in {version_of(event) for event in events}:
-        mine = [event for event in events if version_of(event) == value]
-        addresses = count("addresses", units_in(mine, address_of), 28)
-        rows.append({"value": value, "addresses": addresses, "events": len(mine)})
-    return rank("value", "addresses", rows)
-
-
-def cli_lists(events: list[Event]) -> dict[str, Any]:
-    seen = list(last_seen_with(events, project_of).values())
+def cli_lists(until: date, days: Days) -> dict[str, Any]:
+    events = of_source("cli", between(until - 27 * DAY, until, days))
+    unit = "projects"
+    seen = last_seen_with(events, project_of)
     sent = [event.payload for event in events]
-    return {
+    lists = {
         "commands": commands(events),
-        "operating_systems": one_value("os", seen, sent),
-        "frameworks": one_value("projectFramework", seen, sent),
-        "environments": one_value("nodeEnv", seen, sent),
-        "node_versions": node_versions(seen, sent),
-        "packages": packages(seen, sent),
+        "operating_systems": by_unit(unit, seen, sent, lambda payload: {payload["os"]}),
+        "frameworks": by_unit(unit, seen, sent, lambda payload: {payload["projectFramework"]}),
+        "environments": by_unit(unit, seen, sent, lambda payload: {payload["nodeEnv"]}),
+        "node_versions": by_unit(
+            *(unit, seen, sent),
+            lambda payload: {major(payload["nodeVersion"])},
+            lambda _, payload: {series(payload["nodeVersion"])},
+        ),
+        "packages": by_unit(
+            *(unit, seen, sent),
+            lambda payload: {package["name"] for package in payload["packages"]},
+            lambda name, payload: {
+                series(package["version"])
+                for package in payload["packages"]
+                if package["name"] == name
+            },
+        ),
     }
+    for row in lists["packages"]:
+        row["name"] = row.pop("value")
+    if was_not_recorded("cli", "projects", last_days(28, until), days):
+        forget_projects(lists)
+    return lists
+
+
+def by_unit(
+    unit: str,
+    seen: list[dict[str, Any]],
+    sent: list[dict[str, Any]],
+    values_of: Values,
+    below: Callable[[str | None, dict[str, Any]], set[str | None]] | None = None,
+) -> list[dict[str, Any]]:
+    """Return each value: of how many units' last payloads, and of how many that were sent."""
+    rows = []
+    for value in {value for payload in sent for value in values_of(payload)}:
+        seen_here = [payload for payload in seen if value in values_of(payload)]
+        sent_here = [payload for payload in sent if value in values_of(payload)]
+        row: dict[str, Any] = {"value": value, unit: len(seen_here), "events": len(sent_here)}
+        if below:
+            row["versions"] = by_unit(unit, seen_here, sent_here, partial(below, value))
+        rows.append(row)
+    return rank(unit, rows)
 
 
 def commands(events: list[Event]) -> list[dict[str, Any]]:
@@ -524,84 +674,59 @@ def commands(events: list[Event]) -> list[dict[str, Any]]:
     rows = []
     for value in {event.payload["command"] for event in events}:
         mine = [event for event in events if event.payload["command"] == value]
-        projects = len(units_in(mine, project_of))
+        projects = len(members(mine, project_of))
         rows.append({"value": value, "projects": projects, "events": len(mine)})
-    return rank("value", "projects", rows)
+    return rank("projects", rows)
 
 
-def one_value(
-    name: str, seen: list[dict[str, Any]], sent: list[dict[str, Any]]
+def by_address(
+    events: list[Event], unknown: bool, value_of: Unit, version_of: Unit | None = None
 ) -> list[dict[str, Any]]:
-    rows = [
-        {
-            "value": value,
-            "projects": sum(payload[name] == value for payload in seen),
-            "events": sum(payload[name] == value for payload in sent),
-        }
-        for value in {payload[name] for payload in sent}
-    ]
-    return rank("value", "projects", rows)
-
-
-def node_versions(seen: list[dict[str, Any]], sent: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return browsers or systems: addresses in every one that they came with."""
     rows = []
-    for value in {major(payload["nodeVersion"]) for payload in sent}:
-        seen_here = [payload for payload in seen if major(payload["nodeVersion"]) == value]
-        sent_here = [payload for payload in sent if major(payload["nodeVersion"]) == value]
-        below = [
-            {
-                "value": version,
-                "projects": sum(series(payload["nodeVersion"]) == version for payload in seen_here),
-                "events": sum(series(payload["nodeVersion"]) == version for payload in sent_here),
-            }
-            for version in {series(payload["nodeVersion"]) for payload in sent_here}
-        ]
-        rows.append(
-            {
-                "value": value,
-                "projects": len(seen_here),
-                "events": len(sent_here),
-                "versions": rank("value", "projects", below),
-            }
-        )
-    return rank("value", "projects", rows)
+    for value in {value_of(event) for event in events}:
+        mine = [event for event in events if value_of(event) == value]
+        unknown_here = unknown or is_uncountable(mine, address_of, 28)
+        addresses = None if unknown_here else len(members(mine, address_of))
+        row: dict[str, Any] = {"value": value, "addresses": addresses, "events": len(mine)}
+        if version_of:
+            row["versions"] = by_address(mine, unknown, version_of)
+        rows.append(row)
+    return rank("addresses", rows)
 
 
-def packages(seen: list[dict[str, Any]], sent: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return packages; an event with two versions of one, or one twice, is one event of it."""
+def forget_projects(lists: dict[str, list[dict[str, Any]]]) -> None:
+    """Make every figure of projects null; no row moves, for all of them were 0."""
+    for rows in lists.values():
+        for row in rows:
+            row["projects"] = None
+            forget_projects({"versions": row.get("versions", [])})
 
-    def names(payload: dict[str, Any]) -> set[str | None]:
-        return {package["name"] for package in payload["packages"]}
 
-    def series_of(name: str | None, payload: dict[str, Any]) -> set[str | None]:
-        return {series(p["version"]) for p in payload["packages"] if p["name"] == name}
+def resource_count(seen: list[dict[str, Any]]) -> dict[str, int | None]:
+    numbers = sorted(
+        payload["resourceCount"] for payload in seen if payload["resourceCount"] is not None
+    )
+    if not numbers:
+        return dict.fromkeys(["min", "p10", "median", "p90", "max"])
 
+    def percentile(percent: int) -> Any:
+        """Return the smallest number that at least `percent` of all do not exceed."""
+        return numbers[math.ceil(Fraction(percent * len(numbers), 100)) - 1]
+
+    return {
+        "min": numbers[0],
+        "p10": percentile(10),
+        "median": percentile(50),
+        "p90": percentile(90),
+        "max": numbers[-1],
+    }
+
+
+def refused(refusals: list[Refusal]) -> list[dict[str, Any]]:
     rows = []
-    for name in {name for payload in sent for name in names(payload)}:
-        below = [
-            {
-                "value": version,
-                "projects": sum(version in series_of(name, payload) for payload in seen),
-                "events": sum(version in series_of(name, payload) for payload in sent),
-            }
-            for version in {v for payload in sent for v in series_of(name, payload)}
-        ]
-        rows.append(
-            {
-                "name": name,
-                "projects": sum(name in names(payload) for payload in seen),
-                "events": sum(name in names(payload) for payload in sent),
-                "versions": rank("value", "projects", below),
-            }
-        )
-    return rank("name", "projects", rows)
-
-
-def refused(refusals: list[tuple[str | None, str | None, str | None]]) -> list[dict[str, Any]]:
-    rows = []
-    for refusal in set(refusals):
+    for refusal, events in Counter(refusals).items():
         source, field, detail = refusal
-        events = refusals.count(refusal)
         rows.append({"source": source, "field": field, "detail": detail, "events": events})
 
     def order(row: dict[str, Any]) -> list[Any]:
@@ -610,9 +735,14 @@ def refused(refusals: list[tuple[str | None, str | None, str | None]]) -> list[d
     return sorted(rows, key=order)
 
 
-def rank(name: str, unit: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def rank(unit: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sort by units, then events, both descending, then by value; a null unit sorts as 0."""
-    return sorted(rows, key=lambda row: (-(row[unit] or 0), -row["events"], null_last(row[name])))
+
+    def order(row: dict[str, Any]) -> list[Any]:
+        value = row["value"] if "value" in row else row["name"]
+        return [-(row[unit] or 0), -row["events"], null_last(value)]
+
+    return sorted(rows, key=order)
 
 
 def null_last(value: str | None) -> tuple[bool, str]:

@@ -20,14 +20,44 @@ HOSTNAMES = [
     *("a.com", "b.com", "c.example.org", "d.com", "8.8.8.8", "2606:4700:4700::1111"),
     *("localhost", "dev", "a.localhost", "nas.local", "b.test", "127.0.0.1", "10.0.0.7", "::1"),
     *("x.home.arpa", "test.com", 'b.com","payload":{', "hostname"),
+    *("deploy-preview-1--a.netlify.app", "a.netlify.app", "a-git-main-b.vercel.app"),
+    *("a-git-b.vercel.app", "1a2b.a.pages.dev", "a.pages.dev", "a-pr-12.onrender.com"),
+    *("a-pr-x.onrender.com", "x1.csb.app", "a.ngrok-free.app", "b.lan", "10.0.0.1.nip.io"),
+]
+# What may be given as --exclude-host, in one run of the report.
+EXCLUSIONS: list[list[str]] = [
+    *([], [], ["a.com"], ["*.Example.org", "B.*"], ["?.com"], ["[!a]*"], ["*"]),
+    *(["com", "*.netlify.app", "127.*"], ["a.co"]),
 ]
 ADDRESSES = [*(f"192.0.2.{n}" for n in range(6)), "2001:db8::1", "\u00e4", HASH[:-1]]
+NETWORKS = [*(f"192.0.{n}.0" for n in range(6)), "2001:db8::", "2001:db8:1::"]
+# How the addresses of a day stand: a directory uses each of its ways on random days.
+WAYS = [
+    *(["full"], ["full"], ["full"], ["masked"], ["masked"], ["hashed"], ["none"], ["mixed"]),
+    *(["full", "masked"], ["full"] * 29 + ["none"], ["full"] * 29 + ["hashed"]),
+    *(["masked"] * 29 + ["full"], ["full"] * 29 + ["masked"]),
+]
 PROJECTS = ["p", "q", "r", "\u00fc", '"}', "\\", "\u2028", "\ud83d\ude00", "\ud800"]
 VERSIONS = [
-    *("5.0.1", "5.0.2", "5.0", "5", "v5.1.0", "4.57.9", "4.57.10", "10.0.0-rc.1", "10.0"),
+    *(
+        "5.0.1",
+        "5.0.0-beta.1",
+        "5.0.2",
+        "5.0",
+        "5",
+        "v5.1.0",
+        "v6.0.0-rc.1",
+        "5.1-0",
+        "5.1.x-0",
+        "4.57.9",
+        "4.57.10",
+        "10.0.0-rc.1",
+        "10.0",
+    ),
     *("next", "v", "v.1", "", "5.x", "5-1.2", "1.2.3.4", "\u00e9", "5.0.1 ", " 5.0.1"),
 ]
 BROWSERS = ["Firefox", "Chrome", "Chrome Mobile", "\u00c4dge"]
+ROBOTS = ["Googlebot", "HeadlessChrome", "GoogleOther/InspectionTool", "CRAWLER", "robot"]
 SYSTEMS = ["Linux", "Mac OS X", "Windows"]
 COMMANDS = ["dev", "build", "start", '{"source":"core"}', "\u0085"]
 PACKAGES = ["@x/core", "cli", "antd", "\u00fcber", "packages"]
@@ -128,7 +158,9 @@ class Habits(NamedTuple):
     both_forms: float
     odd_line: float
     missing: float
-    hashed_day: float
+    no_project: bool
+    robots: float
+    ways: list[str]
     odd_form: float
     most_events: int
     few: int  # different values of a kind
@@ -137,13 +169,17 @@ class Habits(NamedTuple):
 def write_folders(root: Path, seed: int) -> list[Path]:
     """Write one or two directories of daily files below `root`; some are returned twice."""
     chance = Random(seed)
-    first_day = LAST_DAY - timedelta(days=chance.choice([4, 9, 20, 40, 57, 58, 59, 75, 100]))
+    first_day = LAST_DAY - timedelta(
+        days=chance.choice([4, 9, 20, 40, 57, 58, 59, 75, 75, 100, 100])
+    )
     directories = [root / "a"]
     if chance.random() < 0.5:
         directories.append(root / "b")
+    ours = habits(chance)
     for directory in directories:
         directory.mkdir(parents=True)
-        write_directory(directory, first_day, chance)
+        write_directory(directory, first_day, chance, ours)
+        ours = ours if chance.random() < 0.5 else habits(chance)
     if len(directories) == 2:
         link_files(directories[0], directories[1], chance)
     if chance.random() < 0.3:
@@ -156,27 +192,28 @@ def write_folders(root: Path, seed: int) -> list[Path]:
 
 def habits(chance: Random) -> Habits:
     return Habits(
-        gap=chance.choice([0, 0.1, 0.5, 0.9]),
+        gap=chance.choice([0, 0, 0.1, 0.5, 0.9]),
         archive=chance.choice([0, 0.3, 0.9]),
         both_forms=chance.choice([0, 0.2]),
-        odd_line=chance.choice([0, 0.02, 0.2]),
-        missing=chance.choice([0, 0.05, 0.5]),
-        hashed_day=chance.choice([0, 0, 0, 0.1, 1]),
-        odd_form=chance.choice([0, 0.1, 1]),
-        most_events=chance.choice([1, 4, 12]),
+        odd_line=chance.choice([0, 0, 0.02, 0.2]),
+        missing=chance.choice([0, 0, 0.05, 0.5]),
+        no_project=chance.random() < 0.1,
+        robots=chance.choice([0, 0.1, 0.5]),
+        ways=chance.choice(WAYS),
+        odd_form=chance.choice([0, 0, 0.1, 1]),
+        most_events=chance.choice([1, 4, 12, 20]),
         few=chance.choice([1, 2, 4, 20]),
     )
 
 
-def write_directory(directory: Path, first_day: date, chance: Random) -> None:
-    ours = habits(chance)
+def write_directory(directory: Path, first_day: date, chance: Random, ours: Habits) -> None:
     for n in range((LAST_DAY - first_day).days + 1):
         day = first_day + timedelta(days=n)
         for kind, gap, line in (("events", ours.gap, event), ("refused", 0.7, refusal)):
             if chance.random() >= gap:
-                hashed = chance.random() < ours.hashed_day
+                way = chance.choice(ours.ways)
                 size = chance.randint(0, ours.most_events)
-                lines = [line(chance, ours, str(day) if hashed else None) for _ in range(size)]
+                lines = [line(chance, ours, way, day) for _ in range(size)]
                 write_day(directory / f"{kind}-{day}.jsonl", lines, chance, ours)
     for name in ("events-2026-02-31.jsonl", "events-20261120.jsonl", "other.jsonl"):
         (directory / name).write_bytes(b'{"source":"core","payload":{}}\n')
@@ -195,6 +232,8 @@ def write_day(path: Path, lines: list[bytes], chance: Random, ours: Habits) -> N
                 content[: content.find(b"\n") + 1],
                 content + b'{"source":"core","payload":{}}\n',
                 content[1:],
+                b"".join(sorted(content.splitlines(keepends=True))),
+                b"".join(content.splitlines(keepends=True)[::2]) + content[:5],
                 b'{"source":"cli","payload":{}}\n',
             ]
         )
@@ -230,20 +269,20 @@ def link_files(one: Path, other: Path, chance: Random) -> None:
 # Lines
 
 
-def event(chance: Random, ours: Habits, hashed_with: str | None) -> bytes:
+def event(chance: Random, ours: Habits, way: str, day: date) -> bytes:
     if chance.random() < ours.odd_line:
-        return odd_line(chance, ours, hashed_with)
-    return write(good_event(chance, ours, hashed_with), chance, ours)
+        return odd_line(chance, ours, way, day)
+    return write(good_event(chance, ours, way, day), chance, ours)
 
 
-def odd_line(chance: Random, ours: Habits, hashed_with: str | None) -> bytes:
+def odd_line(chance: Random, ours: Habits, way: str, day: date) -> bytes:
     """Return a line that is not as it should be; some such lines can be read all the same."""
     kind = chance.randrange(5)
     if kind == 0:
         return chance.choice(NO_EVENTS)
     if kind == 1:
         return chance.choice(ODD_EVENTS)
-    record = good_event(chance, ours, hashed_with)
+    record = good_event(chance, ours, way, day)
     if kind == 2:
         line = bytearray(write(record, chance, ours))
         line[chance.randrange(len(line))] = chance.choice(b'\x00\x0b\r "{}[]:,\\0tn\x7f\x80\xff')
@@ -260,29 +299,35 @@ def odd_line(chance: Random, ours: Habits, hashed_with: str | None) -> bytes:
     return write(record, chance, ours)
 
 
-def good_event(chance: Random, ours: Habits, hashed_with: str | None) -> dict[str, Any]:
+def good_event(chance: Random, ours: Habits, way: str, day: date) -> dict[str, Any]:
     def one(values: list[Any]) -> Any:
         return None if chance.random() < ours.missing else chance.choice(values[: ours.few])
 
     def package() -> dict[str, Any]:
         return {"name": one(PACKAGES), "version": one(VERSIONS)}
 
-    address = one(ADDRESSES)
-    if hashed_with and address:
-        text = hashed_with + address
+    if way == "mixed":
+        way = chance.choice(["full", "masked", "hashed", "none"])
+    address = one(NETWORKS if way == "masked" else ADDRESSES)
+    if way == "none":
+        address = None
+    if way == "hashed" and address:
+        text = f"{day}{address}"
         address = HASH if chance.random() < 0.1 else hashlib.sha256(text.encode()).hexdigest()
+    project = None if ours.no_project else one(PROJECTS)
     record: dict[str, Any] = {"id": "1", "received_at": "2026-11-23T04:05:06.123Z"}
     if chance.random() < 0.6:
         hostnames = HOSTNAMES if ours.few > 2 else ["a.com", "localhost", "b.com"]
         record |= {"source": "core", "ip": address}
         record["hostname"] = None if chance.random() < ours.missing else chance.choice(hostnames)
-        record |= {"browser": one(BROWSERS), "browser_version": one(VERSIONS)}
+        browser = chance.choice(ROBOTS) if chance.random() < ours.robots else one(BROWSERS)
+        record |= {"browser": browser, "browser_version": one(VERSIONS)}
         record |= {"os": one(SYSTEMS), "os_version": one(VERSIONS)}
         record["payload"] = {
             "providers": {name: chance.random() < 0.2 for name in PROVIDERS},
             "version": one(VERSIONS),
             "resourceCount": one(chance.choice([NUMBERS, NUMBERS[3:]])),
-            "projectId": one(PROJECTS),
+            "projectId": project,
         }
     else:
         record |= {"source": "cli", "ip": address}
@@ -294,12 +339,12 @@ def good_event(chance: Random, ours: Habits, hashed_with: str | None) -> dict[st
             "command": one(COMMANDS),
             "packages": [package() for _ in range(chance.choice([0, 1, 1, 2, 4]))],
             "projectFramework": one(["vite", "next", "remix"]),
-            "projectId": one(PROJECTS),
+            "projectId": project,
         }
     return record
 
 
-def refusal(chance: Random, ours: Habits, hashed_with: str | None) -> bytes:
+def refusal(chance: Random, ours: Habits, way: str, day: date) -> bytes:
     if chance.random() < ours.odd_line:
         return chance.choice([*NO_EVENTS, *ODD_EVENTS, b'{"source":"core","field":1}'])
     record = {
