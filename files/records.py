@@ -28,6 +28,9 @@ PAYLOAD_KEYS = {
     ),
 }
 
+# Keys that older lines lack, because they were added later; there they are read as null.
+ADDED_KEYS: frozenset[str] = frozenset()
+
 encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 

@@ -1,242 +1,228 @@
-"""Add up days: which units were active in each week, and what each was seen with.
+"""Add up the days of a week: which units were active, and what each was last seen with.
 
-Weeks are counted back from the last day of the report, and the windows of 7 and 28 days
-consist of whole weeks.  So a set of units for each week answers all questions of activity:
-weeks, windows, stayed, new, gone.
+Weeks are counted back from the last day of the report, and its windows and lists consist of whole
+weeks.  So the weeks, each counted by itself, answer all questions.
 """
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 
-from report.counting import NULL, Tally, is_local, json_text, read_part
-from report.lists import AGENT, HASHED_UNITS, MACHINE, PAYLOAD, PROJECT, UNITS, Values
+from files.records import PAYLOAD_KEYS
+from report.counting import NULL, Tally, Values, agent_of, values_of
+from report.hosts import is_in_development, is_network
+from report.lists import LISTS, UNITS
+from report.period import LIST_WEEKS, WINDOW_WEEKS, Period
 
-DAY = timedelta(days=1)
-WEEK_DAYS = 7
-WINDOWS = (7, 28)
-WINDOW_WEEKS = 2 * max(WINDOWS) // WEEK_DAYS  # two windows, for the one before, too
-LIST_DAYS = 28
-HASH = re.compile(rb'"[0-9a-fA-F]{64}"')
-HASH_BYTES = 66
+MIN_MASKED = 3  # different addresses of a day that can be told to be networks
 
-Seen = dict[bytes, tuple[bytes, ...]]  # each unit with the parts of a payload
-Members = defaultdict[bytes, set[bytes]]  # the units that each part was seen with
+Seen = dict[bytes, Values]  # each unit with its payload
+
+CORE, CLI = PAYLOAD_KEYS["core"], PAYLOAD_KEYS["cli"]
+CORE_PROJECT, CLI_PROJECT = CORE.index("projectId"), CLI.index("projectId")
+VERSION, COMMAND = CORE.index("version"), CLI.index("command")
+# The keys of payloads that lists are read from, by source.
+LISTED = {
+    source: [key for one in LISTS if one.source == source for key in one.keys if key in keys]
+    for source, keys in PAYLOAD_KEYS.items()
+}
 
 
 @dataclass(frozen=True)
-class Period:
-    """The days of a report, and the weeks and windows that follow from them."""
+class Day:
+    """The figures of a day, and what tells which of them were recorded."""
 
-    since: date
-    until: date
-
-    @property
-    def first_read(self) -> date:
-        return min(self.since, self.until - (2 * max(WINDOWS) - 1) * DAY)
-
-    @property
-    def first_listed(self) -> date:
-        return self.until - (LIST_DAYS - 1) * DAY
-
-    @property
-    def days(self) -> list[date]:
-        return [self.since + n * DAY for n in range((self.until - self.since).days + 1)]
-
-    @property
-    def weeks(self) -> list[tuple[date, date]]:
-        """The first and last day of each whole week, counted back from the last; oldest first."""
-        last_days = [self.until - 7 * n * DAY for n in range(len(self.days) // 7)]
-        return [(last - 6 * DAY, last) for last in reversed(last_days)]
-
-    def week_of(self, day: date) -> int:
-        """Return the number of the week, counted back from the last one, which is 0."""
-        return (self.until - day).days // WEEK_DAYS
+    events: dict[str, int]  # by source
+    with_project: dict[str, int]
+    units: dict[str, dict[str, int]]
+    refused: int
+    hashed: Counter[tuple[str, str]]  # directories with hashed addresses, by source and unit
+    without_address: set[str]  # sources that have events, and none of them an address
+    is_masked: bool | None  # None where the addresses do not tell
 
 
 @dataclass
-class Activity:
-    """The units of one kind that were active in each week, keyed by its number.
+class Week:
+    """The counts of one week; condensed, what the report needs of it."""
 
-    Hashed addresses cannot be counted beyond a day, so a figure that would include one is None.
-    """
-
-    may_be_hashed: bool
-    weeks: defaultdict[int, set[bytes]] = field(default_factory=lambda: defaultdict(set))
-    hashed: set[bytes] = field(default_factory=set)
-    old_weeks: dict[int, int | None] = field(default_factory=dict)  # only their figures
-
-    def add(self, week: int, units: set[bytes]) -> None:
-        self.weeks[week] |= units
-        if self.may_be_hashed:
-            self.hashed |= hashes_in(units)
-
-    def merge(self, other: "Activity") -> None:
-        for week, units in other.weeks.items():
-            self.weeks[week] |= units
-        self.hashed |= other.hashed
-        self.old_weeks |= other.old_weeks
-
-    def condense(self) -> None:
-        """Replace the units of weeks that no window covers by their number, to save memory."""
-        for week in [week for week in self.weeks if week >= WINDOW_WEEKS]:
-            self.old_weeks[week] = self.count(week)
-            del self.weeks[week]
-        self.hashed &= set[bytes]().union(*self.weeks.values())
-
-    def count(self, week: int) -> int | None:
-        if week in self.old_weeks:
-            return self.old_weeks[week]
-        return self.count_known(self.weeks[week])
-
-    def window(self, weeks: int) -> dict[str, int | None]:
-        """Compare this many weeks up to the last day with as many before."""
-        now = set[bytes]().union(*(self.weeks[week] for week in range(weeks)))
-        before = set[bytes]().union(*(self.weeks[week] for week in range(weeks, 2 * weeks)))
-        parts = {"stayed": now & before, "new": now - before, "gone": before - now}
-        every = {"now": now, "before": before} | parts
-        return {name: self.count_known(units) for name, units in every.items()}
-
-    def count_known(self, units: set[bytes]) -> int | None:
-        return len(units) if self.hashed.isdisjoint(units) else None
-
-
-def hashes_in(units: set[bytes]) -> set[bytes]:
-    return {unit for unit in units if len(unit) == HASH_BYTES and HASH.fullmatch(unit)}
-
-
-class Count:
-    """The counts of some days of a period."""
-
-    def __init__(self, period: Period) -> None:
-        self.period = period
-        self.activity = {
-            source: {unit: Activity(unit in HASHED_UNITS) for unit in units}
-            for source, units in UNITS.items()
+    number: int  # counted back from the last one, which is 0
+    days: dict[date, Day] = field(default_factory=dict)
+    units: dict[str, dict[str, set[bytes]]] = field(
+        default_factory=lambda: {
+            source: {unit: set() for unit in UNITS[source]} for source in UNITS
         }
-        self.days: dict[date, dict[str, dict[str, int]]] = {}
-        self.hosts_seen: dict[date, Seen] = {}
-        self.refusals: Counter[tuple[str | None, ...]] = Counter()
-        self.unreadable_lines = 0
-        # Of the days that the lists cover.
-        self.projects_seen: dict[date, Seen] = {}
-        self.events: defaultdict[tuple[str, ...], Counter[bytes]] = defaultdict(Counter)
-        self.addresses_of_agent: Members = defaultdict(set)
-        self.projects_of_machine: Members = defaultdict(set)
+    )
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # of `units`
+    hosts_seen: Seen = field(default_factory=dict)
+    versions_seen: Counter[bytes] = field(default_factory=Counter)  # of `hosts_seen`
+    refusals: Counter[tuple[str | None, ...]] = field(default_factory=Counter)
+    unreadable_lines: int = 0
+    # Of the days from `since` on.
+    hosts: set[bytes] = field(default_factory=set)
+    automated_hosts: set[bytes] = field(default_factory=set)
+    automated: Counter[bytes] = field(default_factory=Counter)  # by browser
+    excluded: int = 0
+    # Of the weeks that the lists cover.
+    projects_seen: Seen = field(default_factory=dict)
+    events: dict[str, dict[str, Counter[bytes]]] = field(
+        default_factory=lambda: {
+            source: {key: Counter() for key in keys} for source, keys in LISTED.items()
+        }
+    )
+    agents: Counter[bytes] = field(default_factory=Counter)
+    agent_addresses: dict[bytes, set[bytes]] = field(default_factory=lambda: defaultdict(set))
+    commands_run: set[tuple[bytes, bytes]] = field(default_factory=set)  # command and project
+    projects_in_development: set[bytes] = field(default_factory=set)
+    projects_elsewhere: set[bytes] = field(default_factory=set)
 
-    def add(self, day: date, tally: Tally) -> None:
-        """Add a day, with all its events at once."""
+    @property
+    def has_lists(self) -> bool:
+        return self.number < LIST_WEEKS
+
+    def add(self, day: date, tally: Tally, period: Period) -> None:
+        """Add a day, with all its events at once.  The days come in their order."""
         self.unreadable_lines += tally.unreadable_lines
-        self.refusals.update(tally.refusals)
-        units = units_of(tally)
+        self.refusals += tally.refusals
+        core = core_payloads(tally)
+        cli = [(values_of(CLI, part), times) for part, times in tally.cli.items()]
+        units = units_of(tally, core, cli)
         for source, kinds in units.items():
             for unit, members in kinds.items():
-                self.activity[source][unit].add(self.period.week_of(day), members)
-        events = {"core": tally.host_payloads.total(), "cli": tally.cli_payloads.total()}
-        self.days[day] = {
-            source: {"events": events[source]} | {unit: len(seen) for unit, seen in kinds.items()}
-            for source, kinds in units.items()
-        }
-        self.hosts_seen[day] = last_seen(
-            (host, (payload,), times)
-            for (host, payload), times in tally.host_payloads.items()
-            if host in units["core"]["hosts"]
+                self.units[source][unit] |= members
+        self.days[day] = day_of(tally, units, core, cli)
+        deployed = units["core"]["hosts"]
+        self.hosts_seen |= last_seen(
+            (host, payload, times) for (host, payload), times in core.items() if host in deployed
         )
-        if day >= self.period.first_listed:
-            self.add_to_lists(day, tally)
+        if day >= period.since:
+            self.hosts |= deployed
+            self.add_set_aside(tally)
+        if self.has_lists:
+            self.add_to_lists(tally, core, cli)
 
-    def add_to_lists(self, day: date, tally: Tally) -> None:
-        for agent, addresses in tally.addresses_of_agent.items():
-            self.addresses_of_agent[agent] |= addresses - {NULL}
-        self.events[AGENT] += tally.agents
-        for (_, payload), times in tally.host_payloads.items():
-            self.events[PAYLOAD][payload] += times
-        projects = []
-        for (machine, project), times in tally.cli_payloads.items():
-            self.events[MACHINE][machine] += times
-            self.events[PROJECT][project] += times
-            if (name := project_id(PROJECT, project)) is not None:
-                projects.append((name, (machine, project), times))
-                self.projects_of_machine[machine].add(name)
-        self.projects_seen[day] = last_seen(projects)
+    def add_set_aside(self, tally: Tally) -> None:
+        self.excluded += tally.excluded
+        for (agent, host), times in tally.automated.items():
+            self.automated[agent_of(agent)[0]] += times
+            if is_deployed(host):
+                self.automated_hosts.add(host)
 
-    def merge(self, other: "Count") -> None:
-        """Add the counts of other days."""
-        for source, kinds in other.activity.items():
-            for unit, activity in kinds.items():
-                self.activity[source][unit].merge(activity)
-        self.days |= other.days
-        self.hosts_seen |= other.hosts_seen
-        self.refusals += other.refusals
-        self.unreadable_lines += other.unreadable_lines
-        self.projects_seen |= other.projects_seen
-        for part, events in other.events.items():
-            self.events[part] += events
-        for agent, addresses in other.addresses_of_agent.items():
-            self.addresses_of_agent[agent] |= addresses
-        for machine, projects in other.projects_of_machine.items():
-            self.projects_of_machine[machine] |= projects
+    def add_to_lists(
+        self,
+        tally: Tally,
+        core: Counter[tuple[bytes, Values]],
+        cli: list[tuple[Values, int]],
+    ) -> None:
+        self.agents += tally.agents
+        for agent, ip in tally.agent_addresses:
+            if ip != NULL:
+                self.agent_addresses[agent].add(ip)
+        self.count_keys("core", ((payload, times) for (_, payload), times in core.items()))
+        self.count_keys("cli", cli)
+        for host, payload in core:
+            is_elsewhere = not is_in_development(host)
+            places = self.projects_elsewhere if is_elsewhere else self.projects_in_development
+            places.add(payload[CORE_PROJECT])
+        for payload, _ in cli:
+            self.commands_run.add((payload[COMMAND], payload[CLI_PROJECT]))
+        self.projects_seen |= last_seen(
+            (payload[CLI_PROJECT], payload, times)
+            for payload, times in cli
+            if payload[CLI_PROJECT] != NULL
+        )
+
+    def count_keys(self, source: str, counted: Iterable[tuple[Values, int]]) -> None:
+        places = [(PAYLOAD_KEYS[source].index(key), key) for key in LISTED[source]]
+        events = self.events[source]
+        for payload, times in counted:
+            for index, key in places:
+                events[key][payload[index]] += times
 
     def condense(self) -> None:
-        """Drop what no figure needs once all days of the weeks in it are added."""
-        for kinds in self.activity.values():
-            for activity in kinds.values():
-                activity.condense()
-
-    def listed_hosts(self) -> Seen:
-        return self.hosts_between(self.period.first_listed, self.period.until)
-
-    def hosts_between(self, first: date, last: date) -> Seen:
-        """Return each host with what it was last seen with in these days."""
-        return latest({d: seen for d, seen in self.hosts_seen.items() if first <= d <= last})
-
-    def listed_projects(self) -> Seen:
-        return latest(self.projects_seen)
+        """Drop what no figure needs once all days of the week are added."""
+        self.counts = {
+            source: {unit: len(members) for unit, members in kinds.items()}
+            for source, kinds in self.units.items()
+        }
+        self.versions_seen.update(payload[VERSION] for payload in self.hosts_seen.values())
+        if self.number >= WINDOW_WEEKS:
+            self.units.clear()
+        if not self.has_lists:
+            self.hosts_seen.clear()
 
 
-def units_of(tally: Tally) -> dict[str, dict[str, set[bytes]]]:
-    hosts = {host for host, _ in tally.host_payloads}
+def core_payloads(tally: Tally) -> Counter[tuple[bytes, Values]]:
+    """Return how often each host sent each payload."""
+    counted: Counter[tuple[bytes, Values]] = Counter()
+    for (host, part), times in tally.core.items():
+        counted[host, values_of(CORE, part)] += times
+    return counted
+
+
+def units_of(
+    tally: Tally, core: Iterable[tuple[bytes, Values]], cli: list[tuple[Values, int]]
+) -> dict[str, dict[str, set[bytes]]]:
     return {
         "core": {
-            "hosts": {host for host in hosts if host != NULL and not is_local(host)},
-            "projects": projects_of(PAYLOAD, {payload for _, payload in tally.host_payloads}),
-            "addresses": tally.addresses,
-            "local_addresses": tally.local_addresses,
+            "hosts": {host for host, _ in core if is_deployed(host)},
+            "projects": {payload[CORE_PROJECT] for _, payload in core} - {NULL},
+            **{
+                unit: tally.addresses["core", unit]
+                for unit in ("addresses", "development_addresses")
+            },
         },
         "cli": {
-            "projects": projects_of(PROJECT, {project for _, project in tally.cli_payloads}),
-            "addresses": tally.cli_addresses,
+            "projects": {payload[CLI_PROJECT] for payload, _ in cli} - {NULL},
+            "addresses": tally.addresses["cli", "addresses"],
         },
     }
 
 
-def projects_of(keys: tuple[str, ...], texts: Iterable[bytes]) -> set[bytes]:
-    names = {project_id(keys, text) for text in texts}
-    return {name for name in names if name is not None}
+def is_deployed(host: bytes) -> bool:
+    return host != NULL and not is_in_development(host)
 
 
-def project_id(keys: tuple[str, ...], text: bytes) -> bytes | None:
-    name = values_of(keys, text)["projectId"]
-    return None if name is None else json_text(name)
+def day_of(
+    tally: Tally,
+    units: dict[str, dict[str, set[bytes]]],
+    core: Counter[tuple[bytes, Values]],
+    cli: list[tuple[Values, int]],
+) -> Day:
+    events = {"core": core.total(), "cli": sum(times for _, times in cli)}
+    return Day(
+        events=events,
+        with_project={
+            "core": sum(n for (_, payload), n in core.items() if payload[CORE_PROJECT] != NULL),
+            "cli": sum(times for payload, times in cli if payload[CLI_PROJECT] != NULL),
+        },
+        units={
+            source: {unit: len(members) for unit, members in kinds.items()}
+            for source, kinds in units.items()
+        },
+        refused=tally.refusals.total(),
+        hashed=Counter((source, unit) for source, unit, _ in tally.hashed),
+        without_address={
+            source for source, n in events.items() if n and not units[source]["addresses"]
+        },
+        is_masked=are_masked(units["core"]["addresses"] | units["cli"]["addresses"]),
+    )
 
 
-def values_of(keys: tuple[str, ...], text: bytes) -> Values:
-    return read_part(keys, text) or {}  # only parts that can be read have been counted
+def are_masked(addresses: set[bytes]) -> bool | None:
+    """Tell whether these are networks in place of addresses; None if they are too few to tell."""
+    if not all(map(is_network, addresses)):
+        return False
+    return True if len(addresses) >= MIN_MASKED else None
 
 
-def last_seen(counted: Iterable[tuple[bytes, tuple[bytes, ...], int]]) -> Seen:
-    """Return each unit with its most frequent payload; of equally frequent ones, the greater."""
-    best: dict[bytes, tuple[int, tuple[bytes, ...]]] = {}
+def last_seen(counted: Iterable[tuple[bytes, Values, int]]) -> Seen:
+    """Return each unit with its most frequent payload; of equally frequent ones, the greater.
+
+    Values of JSON text compare as the payloads in compact JSON do.
+    """
+    best: dict[bytes, tuple[int, Values]] = {}
     for unit, payload, times in counted:
-        best[unit] = max(best.get(unit, (0, ())), (times, payload))
+        if unit not in best or best[unit] < (times, payload):
+            best[unit] = times, payload
     return {unit: payload for unit, (_, payload) in best.items()}
-
-
-def latest(days: dict[date, Seen]) -> Seen:
-    """Return each unit with what it was last seen with."""
-    seen: Seen = {}
-    for day in sorted(days):
-        seen |= days[day]
-    return seen

@@ -3,10 +3,14 @@
 import errno
 import json
 import os
+import re
 import shutil
+import stat
 import sys
-from collections.abc import Iterable
-from datetime import date, timedelta
+import tempfile
+from datetime import date
+from io import TextIOWrapper
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,82 +20,95 @@ from flask.cli import with_appcontext
 
 from files.days import DayFile, Kind
 from report import people
-from report.activity import Period
-from report.figures import make_report
+from report.figures import Counted, make_report
+from report.period import DAY, WEEK_DAYS, Period
 from report.reading import find_files, read_days
 
-DEFAULT_DAYS = 56
 MAX_DAYS = 3660  # ten years; each day is a row of the report
+LENGTH = re.compile(r"([0-9]{1,4})([dw])")
+A_DAY = "a date such as 2026-11-23, today or yesterday"
 
 
 class BadOption(click.ClickException):
     exit_code = 2
 
 
-def parse_day(context: click.Context, option: click.Parameter, value: str | None) -> date | None:
-    if value is None:
-        return None
-    try:
-        return date.fromisoformat(value)
-    except ValueError as exc:
-        raise BadOption(f"--{option.name} {value!r}: want a date such as 2026-11-23") from exc
-
-
 @click.command("report")
 @click.argument("directories", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--since", callback=parse_day, help="The first day (UTC); 55 days before the last.")
-@click.option("--until", callback=parse_day, help="The last day (UTC); yesterday.")
+@click.option(
+    "--since", default="56d", show_default=True, help=f"The first day: {A_DAY}; or 90d, 13w."
+)
+@click.option("--until", default="yesterday", show_default=True, help=f"The last day: {A_DAY}.")
+@click.option(
+    "--exclude-host",
+    "patterns",
+    multiple=True,
+    metavar="PATTERN",
+    help="Do not count hosts such as '*.demo.example.com'.  Can be repeated.",
+)
 @click.option("--format", "style", type=click.Choice(["text", "json", "html"]), default="text")
 @click.option("--output", default="-", help="Write to a file; - is standard output.")
 @with_appcontext
 def report_command(
     directories: tuple[Path, ...],
-    since: date | None,
-    until: date | None,
+    since: str,
+    until: str,
+    patterns: tuple[str, ...],
     style: str,
     output: str,
 ) -> None:
     """Report how many use the framework, on which versions, and with what.
 
     DIRECTORIES hold the files of one collector each; TELEMETRY_DATA_DIR by default.
+    Days are those of UTC.
     """
     collector = current_app.extensions["collector"]
     today = collector.store.clock().date()
     period = choose_period(since, until, today)
     problems: list[str] = []
-    report = read_report(directories or (collector.settings.data_dir,), period, today, problems)
-    encoding = sys.stdout.encoding if output == "-" else "utf-8"
-    write(draw(report, style, encoding), output)
+    files = find_files(directories or (collector.settings.data_dir,), problems)
+    wanted = [file for file in files if is_wanted(file, period)]
+    results = read_days(wanted, period, patterns)
+    problems += chain.from_iterable(result.problems for result in results)
+    days_with_file = {file.day for file in files if file.kind is Kind.EVENTS}
+    counted = Counted(
+        period, {result.week.number: result.week for result in results}, days_with_file
+    )
+    framework = collector.settings.framework
+    report = make_report(counted, framework, patterns, unfinished=period.until >= today)
+    has_read = any(result.files_read for result in results) or (files and not wanted)
+    if has_read or output == "-":
+        write(draw(report, style), output)
+    else:
+        problems.append(f"--output {output}: not written, because nothing could be read")
+    if not any(report["events"].values()) and has_events_of(files, today, patterns):
+        click.echo("Today's events are not in it; --until today counts them.", err=True)
     for problem in problems:
         click.echo(f"Error: {problem}", err=True)
     if problems:
         raise SystemExit(1)
 
 
-def choose_period(since: date | None, until: date | None, today: date) -> Period:
-    until = until or today - timedelta(days=1)
+def choose_period(since: str, until: str, today: date) -> Period:
+    last = parse_day("until", until, today, A_DAY)
     try:
-        since = since or until - timedelta(days=DEFAULT_DAYS - 1)
-        period = Period(since, until)
-        length = (until - since).days + 1
-        _ = period.first_read
+        if match := LENGTH.fullmatch(since):
+            first = last - (int(match[1]) * (WEEK_DAYS if match[2] == "w" else 1) - 1) * DAY
+        else:
+            first = parse_day("since", since, today, f"{A_DAY}, or a length such as 90d or 13w")
+        earliest = last - (MAX_DAYS - 1) * DAY
     except OverflowError as exc:
         raise BadOption(f"--until {until}: want a later day") from exc
-    if not 1 <= length <= MAX_DAYS:
-        wanted = f"1 to {MAX_DAYS} days, up to {until}"
-        raise BadOption(f"--since {since}: want {wanted}, got {length}")
-    return period
+    if not earliest <= first <= last:
+        raise BadOption(f"--since {since}: want a day from {earliest} to {last}, got {first}")
+    return Period(first, last)
 
 
-def read_report(
-    directories: Iterable[Path], period: Period, today: date, problems: list[str]
-) -> dict[str, Any]:
-    """Return the report, in the form of its JSON; add to `problems` what could not be read."""
-    files = find_files(directories, problems)
-    days_with_file = {file.day for file in files if file.kind is Kind.EVENTS}
-    wanted = [file for file in files if is_wanted(file, period)]
-    count = read_days(wanted, period, problems)
-    return make_report(count, days_with_file, unfinished=period.until >= today)
+def parse_day(option: str, text: str, today: date, wanted: str) -> date:
+    try:
+        return {"today": today, "yesterday": today - DAY}.get(text) or date.fromisoformat(text)
+    except ValueError as exc:
+        raise BadOption(f"--{option} {text!r}: want {wanted}") from exc
 
 
 def is_wanted(file: DayFile, period: Period) -> bool:
@@ -99,22 +116,37 @@ def is_wanted(file: DayFile, period: Period) -> bool:
     return first <= file.day <= period.until
 
 
-def draw(report: dict[str, Any], style: str, encoding: str) -> str:
+def has_events_of(files: list[DayFile], day: date, patterns: tuple[str, ...]) -> bool:
+    files = [file for file in files if file.day == day and file.kind is Kind.EVENTS]
+    results = read_days(files, Period(day, day), patterns)
+    return any(sum(result.week.days[day].events.values()) for result in results)
+
+
+def draw(report: dict[str, Any], style: str) -> str:
     if style == "json":
         return json.dumps(report, indent=1)
     if style == "html":
         return people.draw_page(report)
-    return people.draw_text(report, shutil.get_terminal_size().columns, encoding)
+    return people.draw_text(report, shutil.get_terminal_size().columns, "utf-8")
+
+
+# Where it goes.
 
 
 def write(text: str, output: str) -> None:
-    """Write the report.  A closed pipe, as after `| head`, is no error."""
-    if output != "-":
-        try:
-            Path(output).write_text(click.unstyle(f"{text}\n"), encoding="utf-8")
-        except OSError as exc:
-            raise click.ClickException(f"--output {output}: {exc.strerror}") from exc
+    if output == "-":
+        write_to_terminal(text)
         return
+    try:
+        write_file(Path(output).resolve(), click.unstyle(f"{text}\n"))
+    except OSError as exc:
+        raise click.ClickException(f"--output {output}: {exc.strerror}") from exc
+
+
+def write_to_terminal(text: str) -> None:
+    """Write in UTF-8.  A closed pipe, as after `| head`, is no error."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
     try:
         click.echo(text, color=False if os.environ.get("NO_COLOR") else None)
         sys.stdout.flush()
@@ -123,3 +155,35 @@ def write(text: str, output: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if exc.errno != errno.EPIPE:
             raise click.ClickException(f"standard output: {exc.strerror}") from exc
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file that readers see whole, the old one or the new one.
+
+    What is no regular file, such as a pipe, is written to.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG | 0o666 & ~umask()
+    if not stat.S_ISREG(mode):
+        path.write_text(text, encoding="utf-8")
+        return
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        try:
+            os.fchmod(file.fileno(), stat.S_IMODE(mode))
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink()
+            raise
+
+
+def umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,44 +1,69 @@
 """Count the lines of the daily files.
 
-An app sends the same payload on every load, and its visitors use few different browsers, so
-most of a line repeats byte for byte.  One regular expression cuts all lines of a chunk into
-parts; then equal parts and pairs of parts are counted, and each different part is parsed once.
+One regular expression cuts all lines of a chunk into parts; equal parts, and equal pairs of parts,
+are counted as they stand in the line.  What they mean is read later, and only where it is asked.
 
-A line that the expression does not match, or with a part in another form than the collector
-writes, is odd: it is parsed as JSON and converted to that form, one by one.
+A line that the expression does not match is not in the form that the collector writes: it is
+parsed as JSON and converted to that form, one by one.
 """
 
-import ipaddress
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, NamedTuple, NoReturn
+from functools import cache
+from itertools import compress
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from files.records import encode
-from report.lists import AGENT, MACHINE, PAYLOAD, PROJECT
-
-MAX_KNOWN = 50_000  # cached parts and host names
-
-PROVIDERS = ("auth", "data", "router", "live", "notification", "auditLog", "i18n", "accessControl")
-LOCAL_ENDINGS = (".localhost", ".local", ".test", ".example", ".invalid", ".internal", ".home.arpa")
-NULL = b"null"
-
-# Matches a line in the form that the collector writes, with its parts as groups; the last group
-# is any other line.  It cannot cut in the wrong place, because no group before the payload can
-# hold an escaped quote.  The bounds {0,2000} keep lines that lack what follows from being
-# searched to their end.
-LINE = re.compile(
-    rb"""^(?:\{"id":"[0-9a-f-]{36}","received_at":"[0-9T:.Z-]{24}","source":(?:
-        "core","ip":(TEXT|null),"hostname":(TEXT|null),
-        ("browser":[^{\n]{0,2000}),"payload":\{("providers":.*)\}
-    |
-        "cli","ip":(TEXT|null),"payload":\{("nodeEnv":[^[\n]{0,2000}),("packages":.*)\}
-    )\}|(.+))$""".replace(b"TEXT", rb'"[\ !#-[\]-~]*+"'),
-    re.MULTILINE | re.VERBOSE,
+from files.records import (
+    ADDED_KEYS,
+    AGENT_KEYS,
+    PAYLOAD_KEYS,
+    PROVIDERS,
+    encode,
+    read_record,
 )
+from report.hosts import excluder, is_in_development, is_program
+
+NULL = b"null"
+Values = tuple[bytes, ...]  # of a part's keys, as JSON text
+
+# The form that the collector writes: JSON text of each kind of value.  A text that needs an escape
+# is left to the JSON parser.
+TEXT = rb'(?:"[ !#-\[\]-~]*+"|null)'
+INTEGER = rb"(?:0|[1-9][0-9]*+|null)"
+FLAGS = rb"\{%b\}" % b",".join(b'"%b":(?:true|false)' % name.encode() for name in PROVIDERS)
+PACKAGE = rb'\{"name":%b,"version":%b\}' % (TEXT, TEXT)
+PACKAGES = rb"\[(?:%b(?:,%b)*+)?+\]" % (PACKAGE, PACKAGE)
+FORMS = {"providers": FLAGS, "resourceCount": INTEGER, "packages": PACKAGES}
+
+
+def form_of(keys: Iterable[str]) -> bytes:
+    """Return what matches these keys with their values; those that were added may be missing."""
+    pattern = b""
+    for key in keys:
+        member = b'%b"%b":%b' % (b"," if pattern else b"", key.encode(), FORMS.get(key, TEXT))
+        pattern += b"(?:%b)?+" % member if key in ADDED_KEYS else member
+    return pattern
+
+
+def line_pattern() -> re.Pattern[bytes]:
+    """Return what matches a line, with its parts as groups; the last one is any other line."""
+    core = rb'"core","ip":(%b),"hostname":(%b),(%b),"payload":\{(%b)\}' % (
+        *(TEXT, TEXT, form_of(AGENT_KEYS)),
+        form_of(PAYLOAD_KEYS["core"]),
+    )
+    cli = rb'"cli","ip":(%b),"payload":\{(%b)\}' % (TEXT, form_of(PAYLOAD_KEYS["cli"]))
+    head = rb'\{"id":"[0-9a-f-]{36}","received_at":"[0-9T:.Z-]{24}","source":'
+    return re.compile(rb"^(?:%b(?:%b|%b)\}|(.+))$" % (head, core, cli), re.MULTILINE)
+
+
+LINE = line_pattern()
+HASH = re.compile(rb'"[0-9a-fA-F]{64}"')
+HASH_BYTES = 66
+NOTHING_EXCLUDED = excluder(())
 REFUSAL_TIME = re.compile(rb'^\{"received_at":"[0-9T:.Z-]{24}",', re.MULTILINE)
 
 
@@ -48,14 +73,10 @@ class Parts(NamedTuple):
     ip: bytes = b""
     hostname: bytes = b""
     agent: bytes = b""
-    payload: bytes = b""
+    core_payload: bytes = b""
     cli_ip: bytes = b""
-    machine: bytes = b""
-    project: bytes = b""
+    cli_payload: bytes = b""
     odd: bytes = b""  # the whole line, if the expression did not match it
-
-
-PARSED = {2: AGENT, 3: PAYLOAD, 5: MACHINE, 6: PROJECT}  # by their index in Parts
 
 
 @dataclass
@@ -63,15 +84,18 @@ class Tally:
     """The counts of one day; the byte strings are parts of lines."""
 
     has_lists: bool = True  # whether the lists cover this day
-    addresses: set[bytes] = field(default_factory=set)
-    local_addresses: set[bytes] = field(default_factory=set)
-    addresses_of_agent: defaultdict[bytes, set[bytes]] = field(
+    is_excluded: Callable[[bytes], bool] = NOTHING_EXCLUDED
+    directory: Path = Path()  # of the file that is being counted
+    core: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)  # host name and payload
+    cli: Counter[bytes] = field(default_factory=Counter)
+    addresses: defaultdict[tuple[str, str], set[bytes]] = field(  # by source and unit
         default_factory=lambda: defaultdict(set)
     )
+    hashed: set[tuple[str, str, Path]] = field(default_factory=set)  # source, unit, directory
     agents: Counter[bytes] = field(default_factory=Counter)
-    host_payloads: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)
-    cli_addresses: set[bytes] = field(default_factory=set)
-    cli_payloads: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)
+    agent_addresses: set[tuple[bytes, bytes]] = field(default_factory=set)
+    automated: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)  # agent, host name
+    excluded: int = 0
     refusals: Counter[tuple[str | None, ...]] = field(default_factory=Counter)
     unreadable_lines: int = 0
 
@@ -81,121 +105,128 @@ class Tally:
 
 def count_events(chunk: bytes, tally: Tally) -> None:
     """Count the lines of a chunk of an events file."""
-    rows = LINE.findall(chunk)
+    rows: list[tuple[bytes, ...]] = LINE.findall(chunk)
     tally.unreadable_lines += chunk.count(b"\n") - len(rows)  # empty lines
     columns = list(zip(*rows, strict=True))
-    unusual = set(unusual_parts(columns))
-    if unusual or any(columns[-1:] and columns[-1]):
-        read = [read_odd(line) for line in odd_lines(chunk, unusual)]
+    if columns and any(columns[-1]):
+        read = [read_odd(line) for line in columns[-1] if line]
         tally.unreadable_lines += read.count(None)
-        rows = [row for row in rows if not row[-1] and unusual.isdisjoint(row)]
-        columns = list(zip(*rows, *filter(None, read), strict=True))
+        rows = [row for row in rows if not row[-1]] + [parts for parts in read if parts]
+        columns = list(zip(*rows, strict=True))
+    if columns:
+        _, hosts, agents, *_ = columns
+        automated = set(filter(is_automated, {*agents}))
+        excluded = set(filter(tally.is_excluded, {*hosts}))
+        if automated or excluded:
+            columns = list(zip(*set_aside(rows, automated, excluded, tally), strict=True))
     if columns:
         count_columns(columns, tally)
 
 
-def unusual_parts(columns: list[tuple[bytes, ...]]) -> Iterator[bytes]:
-    """Yield the parts that are not in the form the collector writes."""
-    for index, keys in PARSED.items() if columns else ():
-        for text in set(columns[index]):
-            if text and read_part(keys, text) is None:
-                yield text
-
-
-def odd_lines(chunk: bytes, unusual: set[bytes]) -> Iterator[bytes]:
-    for match in LINE.finditer(chunk):
-        if match[8] or not unusual.isdisjoint(match.groups()):
-            yield match[0]
+def set_aside(
+    rows: list[tuple[bytes, ...]], automated: set[bytes], excluded: set[bytes], tally: Tally
+) -> Iterator[tuple[bytes, ...]]:
+    """Count the events that are excluded or automated, and yield the others."""
+    for row in rows:
+        _, host, agent, *_ = row
+        if host in excluded:
+            tally.excluded += 1
+        elif agent in automated:
+            tally.automated[agent, host] += 1
+        else:
+            yield row
 
 
 def count_columns(columns: list[tuple[bytes, ...]], tally: Tally) -> None:
     # Each column has empty strings for the lines of the other source.
-    ips, hosts, agents, payloads, cli_ips, machines, projects, _ = columns
-    nothing = {b"", NULL}
-    tally.addresses |= {*ips} - nothing
-    local_hosts = set(filter(is_local, {*hosts}))
-    tally.local_addresses |= {
-        ip for ip, host in zip(ips, hosts, strict=True) if host in local_hosts
-    } - nothing
-    tally.host_payloads.update(zip(hosts, payloads, strict=True))
-    tally.cli_addresses |= {*cli_ips} - nothing
-    tally.cli_payloads.update(zip(machines, projects, strict=True))
-    del tally.host_payloads[b"", b""], tally.cli_payloads[b"", b""]
+    ips, hosts, agents, core_payloads, cli_ips, cli_payloads, _ = columns
+    in_development = set(filter(is_in_development, {*hosts}))
+    development_ips = list(compress(ips, map(in_development.__contains__, hosts)))
+    add_addresses(ips, "core", "addresses", tally)
+    add_addresses(development_ips, "core", "development_addresses", tally)
+    add_addresses(cli_ips, "cli", "addresses", tally)
+    tally.core.update(zip(hosts, core_payloads, strict=True))
+    tally.cli.update(cli_payloads)
+    del tally.core[b"", b""], tally.cli[b""]
     if tally.has_lists:
         tally.agents.update(agents)
-        for agent, ip in zip(agents, ips, strict=True):
-            tally.addresses_of_agent[agent].add(ip)
+        tally.agent_addresses.update(zip(agents, ips, strict=True))
+        tally.agent_addresses.discard((b"", b""))
         del tally.agents[b""]
-        tally.addresses_of_agent.pop(b"", None)
 
 
-@lru_cache(MAX_KNOWN)
-def is_local(hostname: bytes) -> bool:
-    """Tell whether a host name, as JSON text, is local (contract, section 6)."""
-    if hostname in (b"", NULL):
-        return False
-    name: str = json.loads(hostname)
-    try:
-        return not ipaddress.ip_address(name).is_global
-    except ValueError:
-        return "." not in name or name.endswith(LOCAL_ENDINGS)
+def add_addresses(ips: Collection[bytes], source: str, unit: str, tally: Tally) -> None:
+    addresses = tally.addresses[source, unit]
+    addresses.update(ips)
+    addresses.difference_update((b"", NULL))
+    if holds_hash(ips):
+        tally.hashed.add((source, unit, tally.directory))
+
+
+def holds_hash(addresses: Collection[bytes]) -> bool:
+    return HASH_BYTES in map(len, addresses) and any(map(HASH.fullmatch, addresses))
 
 
 # Parts.
 
 
-@lru_cache(MAX_KNOWN)
-def read_part(keys: tuple[str, ...], text: bytes) -> dict[str, Any] | None:
-    """Return the values of a part, None if it is not in the form the collector writes."""
-    try:
-        values = checked(keys, parse_json(b"{%b}" % text))
-    except (ValueError, RecursionError):
-        return None
-    return values if part_text(values) == text else None
+def values_of(keys: tuple[str, ...], part: bytes) -> Values:
+    """Cut a part into the values of its keys; one that is missing is null.
+
+    A key cannot be found within a value, where quotes are escaped.
+    """
+    values, rest = [], b"," + part
+    for key in reversed(keys):
+        before, found, value = rest.rpartition(b',"%b":' % key.encode())
+        values.append(value if found else NULL)
+        rest = before if found else rest
+    return tuple(reversed(values))
+
+
+@cache
+def agent_of(part: bytes) -> Values:
+    return values_of(AGENT_KEYS, part)
+
+
+@cache
+def is_automated(part: bytes) -> bool:
+    return bool(part) and is_program(value_of(agent_of(part)[0]))
+
+
+def value_of(text: bytes) -> Any:
+    return json.loads(text)
+
+
+# Lines in another form.
 
 
 def read_odd(line: bytes) -> Parts | None:
     """Return the parts of a line in any form, None if it cannot be read."""
+    record = read_record(line)
+    payload = record.get("payload") if record else None
+    if record is None or not isinstance(payload, dict):
+        return None
     try:
-        record = parse_json(line)
-        payload = record.get("payload") if isinstance(record, dict) else None
-        if not isinstance(payload, dict):
-            return None
         known = checked(("id", "received_at", "ip", "source"), record)
         ip = json_text(known["ip"])
         if known["source"] == "core":
             hostname = json_text(checked(("hostname",), record)["hostname"])
-            agent, sent = part_of(AGENT, record), part_of(PAYLOAD, payload)
-            return Parts(ip=ip, hostname=hostname, agent=agent, payload=sent)
+            agent = part_of(AGENT_KEYS, record)
+            sent = part_of(PAYLOAD_KEYS["core"], payload)
+            return Parts(ip=ip, hostname=hostname, agent=agent, core_payload=sent)
         if known["source"] == "cli":
-            machine, project = part_of(MACHINE, payload), part_of(PROJECT, payload)
-            return Parts(cli_ip=ip, machine=machine, project=project)
-    except (ValueError, RecursionError):
+            return Parts(cli_ip=ip, cli_payload=part_of(PAYLOAD_KEYS["cli"], payload))
+    except ValueError:
         pass
     return None
 
 
-def part_of(keys: tuple[str, ...], values: Mapping[str, Any]) -> bytes:
-    return part_text(checked(keys, values))
-
-
-def part_text(values: Mapping[str, Any]) -> bytes:
-    return json_text(values)[1:-1]
+def part_of(keys: Iterable[str], values: Mapping[str, Any]) -> bytes:
+    return json_text(checked(keys, values))[1:-1]
 
 
 def json_text(value: Any) -> bytes:
     return encode(value).encode("ascii")
-
-
-def parse_json(text: bytes) -> Any:
-    return json_decoder.decode(text.decode("utf-8"))
-
-
-def refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-json_decoder: json.JSONDecoder = json.JSONDecoder(parse_constant=refuse_constant)
 
 
 def checked(keys: Iterable[str], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,10 +281,16 @@ def count_refusals(chunk: bytes, tally: Tally) -> None:
     """Count the lines of a chunk of a file of refusals, by reason."""
     lines = Counter(REFUSAL_TIME.sub(b"{", chunk).split(b"\n")[:-1])
     for line, times in lines.items():
-        try:
-            record = parse_json(line)
-            reason = checked(("source", "field", "detail"), record)
-        except (ValueError, RecursionError, AttributeError):
+        if (reason := reason_in(line)) is None:
             tally.unreadable_lines += times
         else:
-            tally.refusals[tuple(reason.values())] += times
+            tally.refusals[reason] += times
+
+
+def reason_in(line: bytes) -> tuple[str | None, ...] | None:
+    if (record := read_record(line)) is None:
+        return None
+    try:
+        return tuple(checked(("source", "field", "detail"), record).values())
+    except ValueError:
+        return None

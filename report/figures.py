@@ -1,108 +1,213 @@
-"""Turn what was counted into the figures of the report (contract, section 6)."""
+"""Turn what was counted into the figures of the report (contract, section 6).
+
+A figure is null where what it needs was not recorded.
+"""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
-from report.activity import (
-    DAY,
-    WEEK_DAYS,
-    WINDOWS,
-    Activity,
-    Count,
-    Period,
-    Seen,
-    values_of,
-)
-from report.lists import LISTS, PAYLOAD, PROJECT, UNITS, List, series
+from files.records import AGENT_KEYS, PAYLOAD_KEYS
+from report.activity import CORE, Day, Seen, Week
+from report.counting import NULL, Values, agent_of, holds_hash, value_of
+from report.lists import LISTS, UNITS, List, series
+from report.period import LIST_WEEKS, WEEK_DAYS, WINDOWS, Period
+
+MIN_FILES = {7: 6, 28: 24}  # days with a file, for a window to be compared
+COMPARED = ("now", "before", "stayed", "new", "gone")
+REASON = ("source", "field", "detail")
 
 Found = tuple[str | None, ...]  # a value, or a value and its version
 
 
-# The report.
+class Counted(NamedTuple):
+    """What was counted in each week, and which days have a file of events, read or not."""
+
+    period: Period
+    weeks: dict[int, Week]  # by their numbers
+    days_with_file: set[date]
+
+    def days(self, wanted: Iterable[date]) -> list[Day]:
+        known = {day: one for week in self.weeks.values() for day, one in week.days.items()}
+        return [known[day] for day in wanted if day in known]
+
+    def units(self, source: str, unit: str, numbers: Iterable[int]) -> set[bytes]:
+        """Return the units that were active in these weeks."""
+        return set().union(*(week.units[source][unit] for week in self.some_weeks(numbers)))
+
+    def some_weeks(self, numbers: Iterable[int]) -> list[Week]:
+        return [self.weeks[number] for number in numbers if number in self.weeks]
+
+    def listed(self) -> list[Week]:
+        """Return the weeks that the lists cover, oldest first."""
+        return self.some_weeks(reversed(range(LIST_WEEKS)))
+
+    def files_of(self, days: Iterable[date]) -> int:
+        return len(self.days_with_file.intersection(days))
 
 
-def make_report(count: Count, days_with_file: set[date], unfinished: bool) -> dict[str, Any]:
-    """Return the report, in the form of its JSON.
-
-    `days_with_file` has all days of which there is a file of events, read or not.
-    """
-    period = count.period
-    days = [figures_of_day(count, day, days_with_file) for day in period.days]
+def make_report(
+    counted: Counted, framework: str, patterns: Iterable[str], unfinished: bool
+) -> dict[str, Any]:
+    """Return the report, in the form of its JSON."""
+    period, weeks = counted.period, list(counted.weeks.values())
+    days = counted.days(period.days)
+    missing = [str(day) for day in period.days_read if day not in counted.days_with_file]
     return {
+        "framework": framework,
         "since": str(period.since),
         "until": str(period.until),
         "unfinished": unfinished,
-        "missing_days": [str(day) for day in period.days if day not in days_with_file],
-        "unreadable_lines": count.unreadable_lines,
-        "refused": refused(count.refusals),
-        "events": {source: sum(day[source]["events"] or 0 for day in days) for source in UNITS},
-        "active": active(count, days_with_file),
-        "weeks": [
-            {"since": str(first), "until": str(last)}
-            | figures_of_week(count, first, last, days_with_file)
-            for first, last in period.weeks
-        ],
-        "adoption": [adoption(count, first, last, days_with_file) for first, last in period.weeks],
-        "days": [{"date": str(day)} | found for day, found in zip(period.days, days, strict=True)],
-        **{source: lists_of(count, source) for source in UNITS},
+        "missing_days": missing,
+        "unreadable_lines": sum(week.unreadable_lines for week in weeks),
+        "refused": refused(weeks),
+        "events": {source: sum(day.events[source] for day in days) for source in UNITS},
+        "with_project": {source: sum(day.with_project[source] for day in days) for source in UNITS},
+        "automated": automated(weeks),
+        "excluded": {"patterns": list(patterns), "events": sum(week.excluded for week in weeks)},
+        "masked": are_masked(counted.days(period.listed)),
+        "files": {str(length): files_of_windows(counted, length) for length in WINDOWS},
+        "projects_in_development_only": projects_in_development_only(counted),
+        "active": active(counted),
+        "weeks": [figures_of_week(counted, number) for number in period.whole_weeks],
+        "adoption": [adoption(counted, number) for number in period.whole_weeks],
+        "days": [figures_of_day(counted, day) for day in period.days],
+        **{source: lists_of(counted, source) for source in UNITS},
     }
 
 
-def refused(refusals: Counter[tuple[str | None, ...]]) -> list[dict[str, Any]]:
-    rows = sorted(
-        refusals.items(),
-        key=lambda row: (-row[1], *((text is None, text or "") for text in row[0])),
-    )
-    names = ("source", "field", "detail")
-    return [dict(zip(names, reason, strict=True)) | {"events": times} for reason, times in rows]
+def refused(weeks: list[Week]) -> list[dict[str, Any]]:
+    refusals: Counter[tuple[str | None, ...]] = Counter()
+    for week in weeks:
+        refusals += week.refusals
+    rows = sorted(refusals.items(), key=lambda row: (-row[1], *map(null_last, row[0])))
+    return [dict(zip(REASON, reason, strict=True)) | {"events": times} for reason, times in rows]
 
 
-def active(count: Count, days_with_file: set[date]) -> dict[str, Any]:
+def null_last(value: str | None) -> tuple[bool, str]:
+    return value is None, value or ""
+
+
+def automated(weeks: list[Week]) -> dict[str, Any]:
+    names: Counter[bytes] = Counter()
+    for week in weeks:
+        names += week.automated
+    programs = set().union(*(week.automated_hosts for week in weeks))
+    hosts = programs.difference(*(week.hosts for week in weeks))
+    rows = [{"value": value_of(name), "events": times} for name, times in names.items()]
+    rows.sort(key=lambda row: (-row["events"], row["value"]))
+    return {"events": names.total(), "hosts": len(hosts), "names": rows}
+
+
+def projects_in_development_only(counted: Counted) -> int | None:
+    if not was_recorded("core", "projects", counted.days(counted.period.listed)):
+        return None
+    weeks = counted.listed()
+    found = set().union(*(week.projects_in_development for week in weeks))
+    return len(found.difference({NULL}, *(week.projects_elsewhere for week in weeks)))
+
+
+# What was recorded.
+
+
+def can_count(source: str, unit: str, days: list[Day], *, is_one_day: bool) -> bool:
+    """Tell whether these days recorded what a figure of them needs."""
+    # Each directory has its own key, a new one each day.
+    most_keys = 1 if is_one_day else 0
+    is_hashed = any(day.hashed[source, unit] > most_keys for day in days)
+    return not is_hashed and was_recorded(source, unit, days)
+
+
+def was_recorded(source: str, unit: str, days: list[Day]) -> bool:
+    if unit == "hosts":
+        return True
+    if unit == "projects":
+        has_events = any(day.events[source] for day in days)
+        return not has_events or any(day.with_project[source] for day in days)
+    is_mixed = {True, False} <= {day.is_masked for day in days}
+    return not is_mixed and not any(source in day.without_address for day in days)
+
+
+def are_masked(days: list[Day]) -> bool:
+    kinds = {day.is_masked for day in days}
+    return True in kinds and False not in kinds
+
+
+# Windows, weeks, days.
+
+
+def files_of_windows(counted: Counted, length: int) -> dict[str, int]:
+    period = counted.period
+    return {
+        "now": counted.files_of(period.window(length)),
+        "before": counted.files_of(period.window_before(length)),
+    }
+
+
+def active(counted: Counted) -> dict[str, Any]:
     return {
         source: {
-            unit: {
-                str(length): window(count.period, activity, length, days_with_file)
-                for length in WINDOWS
-            }
-            for unit, activity in kinds.items()
+            unit: {str(length): window(counted, source, unit, length) for length in WINDOWS}
+            for unit in units
         }
-        for source, kinds in count.activity.items()
+        for source, units in UNITS.items()
     }
 
 
-def window(
-    period: Period, activity: Activity, length: int, days_with_file: set[date]
-) -> dict[str, int | None]:
-    """Compare the last days with as many before, if there are files that old."""
-    found = activity.window(length // WEEK_DAYS)
-    if not any(day <= period.until - (2 * length - 1) * DAY for day in days_with_file):
-        return dict.fromkeys(found) | {"now": found["now"]}
+def window(counted: Counted, source: str, unit: str, length: int) -> dict[str, int | None]:
+    """Compare the last days with as many before, if there are enough files of both."""
+    period, weeks = counted.period, length // WEEK_DAYS
+    now = counted.units(source, unit, range(weeks))
+    before = counted.units(source, unit, range(weeks, 2 * weeks))
+
+    def known(days: list[date]) -> bool:
+        return can_count(source, unit, counted.days(days), is_one_day=False)
+
+    found: dict[str, int | None] = dict.fromkeys(COMPARED)
+    if has_now := known(period.window(length)):
+        found["now"] = len(now)
+    if min(files_of_windows(counted, length).values()) < MIN_FILES[length]:
+        return found
+    if has_before := known(period.window_before(length)):
+        found["before"] = len(before)
+    if has_now and has_before and known(period.window(2 * length)):
+        stayed = len(now & before)
+        found |= {"stayed": stayed, "new": len(now) - stayed, "gone": len(before) - stayed}
     return found
 
 
-def figures_of_day(count: Count, day: date, days_with_file: set[date]) -> dict[str, Any]:
-    if day not in days_with_file:
-        return no_figures()
-    return count.days.get(day) or {
-        source: dict.fromkeys(("events", *units), 0) for source, units in UNITS.items()
-    }
+def figures_of_week(counted: Counted, number: int) -> dict[str, Any]:
+    days = counted.period.days_of_week(number)
+    files = counted.files_of(days)
+    row = {"since": str(days[0]), "until": str(days[-1]), "files": files}
+    if not files:
+        return row | no_figures()
+    week = counted.weeks.get(number)
+    return row | figures(counted.days(days), week.counts if week else {}, is_one_day=False)
 
 
-def figures_of_week(
-    count: Count, first: date, last: date, days_with_file: set[date]
-) -> dict[str, Any]:
-    days = [first + n * DAY for n in range(WEEK_DAYS)]
-    if days_with_file.isdisjoint(days):
-        return no_figures()
-    counted = [count.days[day] for day in days if day in count.days]
-    week = count.period.week_of(last)
-    return {
-        source: {"events": sum(day[source]["events"] for day in counted)}
-        | {unit: activity.count(week) for unit, activity in kinds.items()}
-        for source, kinds in count.activity.items()
-    }
+def figures_of_day(counted: Counted, day: date) -> dict[str, Any]:
+    days = counted.days([day])
+    row = {"date": str(day), "refused": sum(day.refused for day in days)}
+    if day not in counted.days_with_file:
+        return row | no_figures()
+    return row | figures(days, days[0].units if days else {}, is_one_day=True)
+
+
+def figures(
+    days: list[Day], counts: Mapping[str, Mapping[str, int]], *, is_one_day: bool
+) -> dict[str, dict[str, int | None]]:
+    def count(source: str, unit: str) -> int | None:
+        if not can_count(source, unit, days, is_one_day=is_one_day):
+            return None
+        return counts[source][unit] if counts else 0
+
+    found: dict[str, dict[str, int | None]] = {}
+    for source, units in UNITS.items():
+        found[source] = {"events": sum(day.events[source] for day in days)}
+        found[source] |= {unit: count(source, unit) for unit in units}
+    return found
 
 
 def no_figures() -> dict[str, dict[str, None]]:
@@ -110,82 +215,130 @@ def no_figures() -> dict[str, dict[str, None]]:
     return {source: dict.fromkeys(("events", *units)) for source, units in UNITS.items()}
 
 
-def adoption(count: Count, first: date, last: date, days_with_file: set[date]) -> dict[str, Any]:
-    week = {"since": str(first), "until": str(last)}
-    if not any(first <= day <= last for day in days_with_file):
-        return week | {"hosts": None, "versions": {}}
-    hosts = count.hosts_between(first, last)
-    versions = Counter(
-        series(values_of(PAYLOAD, payload)["version"]) for (payload,) in hosts.values()
-    )
-    known = {version: times for version, times in versions.most_common() if version is not None}
-    return week | {"hosts": len(hosts), "versions": known}
+def adoption(counted: Counted, number: int) -> dict[str, Any]:
+    days = counted.period.days_of_week(number)
+    row = {"since": str(days[0]), "until": str(days[-1])}
+    if not counted.files_of(days):
+        return row | {"hosts": None, "versions": {}}
+    versions: Counter[str] = Counter()
+    for week in counted.some_weeks([number]):
+        for version, hosts in week.versions_seen.items():
+            if version != NULL:
+                versions[series(value_of(version)) or ""] += hosts
+    hosts = sum(week.versions_seen.total() for week in counted.some_weeks([number]))
+    return row | {"hosts": hosts, "versions": dict(versions.most_common())}
 
 
 # Lists.
 
 
-def lists_of(count: Count, source: str) -> dict[str, Any]:
-    hosts = count.listed_hosts()
+def lists_of(counted: Counted, source: str) -> dict[str, Any]:
+    weeks = counted.listed()
+    seen = {
+        "hosts": latest(week.hosts_seen for week in weeks),
+        "projects": latest(week.projects_seen for week in weeks),
+    }
     found: dict[str, Any] = {
-        one.name: rows_of(one, count, members_of(one, count, hosts))
-        for one in LISTS
-        if one.source == source
+        one.name: rows_of(one, counted, seen) for one in LISTS if one.source == source
     }
     if source == "core":
-        payloads = (values_of(PAYLOAD, payload) for (payload,) in hosts.values())
-        counts = [values["resourceCount"] for values in payloads]
+        at = CORE.index("resourceCount")
+        counts = (value_of(payload[at]) for payload in seen["hosts"].values())
         found["resource_count"] = spread([n for n in counts if n is not None])
     return found
 
 
-def members_of(one: List, count: Count, hosts: Seen) -> Mapping[bytes, set[bytes]]:
-    """Return the units that a list counts, by the part of a line that they count for."""
-    if one.unit == "addresses":
-        return count.addresses_of_agent
-    if one.name == "commands":
-        return count.projects_of_machine
-    seen = hosts if one.unit == "hosts" else count.listed_projects()
-    index = 1 if one.part == PROJECT else 0
-    members: defaultdict[bytes, set[bytes]] = defaultdict(set)
-    for unit, payload in seen.items():
-        members[payload[index]].add(unit)
-    return members
+def latest(weeks: Iterable[Seen]) -> Seen:
+    """Return each unit with what it was last seen with."""
+    found: Seen = {}
+    for seen in weeks:
+        found |= seen
+    return found
 
 
-def rows_of(one: List, count: Count, members: Mapping[bytes, set[bytes]]) -> list[dict[str, Any]]:
+def rows_of(one: List, counted: Counted, seen: Mapping[str, Seen]) -> list[dict[str, Any]]:
     """Return a row for each value, with rows for its versions if the list has them."""
-    units: defaultdict[Found, set[bytes]] = defaultdict(set)
-    times: Counter[Found] = Counter()
-    for part, n in count.events[one.part].items():
-        pairs = one.read(values_of(one.part, part))
-        for found in {pair[:1] for pair in pairs} | pairs:
-            times[found] += n
-            units[found] |= members.get(part, set())
+    times = by_value(one, events_of(one, counted.listed()))
+    units = units_by_value(one, counted, seen)
+    versions: defaultdict[str | None, list[Found]] = defaultdict(list)
+    for found in times:
+        if len(found) > 1:
+            versions[found[0]].append(found)
 
     def rows(keys: Iterable[Found], name: str) -> list[dict[str, Any]]:
-        known = count.activity[one.source][one.unit].count_known
-        made = [{name: key[-1], one.unit: known(units[key]), "events": times[key]} for key in keys]
-        return sorted(made, key=lambda row: rank(row, name, one.unit))
+        made = [{name: key[-1], one.unit: units(key), "events": times[key]} for key in keys]
+        return sorted(
+            made, key=lambda row: (-(row[one.unit] or 0), -row["events"], null_last(row[name]))
+        )
 
-    top = rows([key for key in times if len(key) == 1], one.value_key)
+    top = rows([found for found in times if len(found) == 1], one.value_key)
     for row in top if one.has_versions else ():
-        versions = [key for key in times if len(key) == 2 and key[0] == row[one.value_key]]
-        row["versions"] = rows(versions, "value")
+        row["versions"] = rows(versions[row[one.value_key]], "value")
     return top
 
 
-def rank(row: dict[str, Any], name: str, unit: str) -> tuple[Any, ...]:
-    return -(row[unit] or 0), -row["events"], row[name] is None, row[name] or ""
+def by_value(one: List, counted: Counter[Values]) -> Counter[Found]:
+    """Add up what was counted for the texts of a list's keys by the values read from them."""
+    found: Counter[Found] = Counter()
+    for texts, n in counted.items():
+        for value in values_in(one, texts):
+            found[value] += n
+    return found
+
+
+def values_in(one: List, texts: Values) -> set[Found]:
+    pairs = one.read(*map(value_of, texts))
+    return {pair[:1] for pair in pairs} | pairs
+
+
+def events_of(one: List, weeks: list[Week]) -> Counter[Values]:
+    counted: Counter[Values] = Counter()
+    for week in weeks:
+        if one.unit == "addresses":
+            for agent, times in week.agents.items():
+                counted[agent_values(one, agent)] += times
+        else:
+            for text, times in week.events[one.source][one.keys[0]].items():
+                counted[(text,)] += times
+    return counted
+
+
+def agent_values(one: List, agent: bytes) -> Values:
+    values = dict(zip(AGENT_KEYS, agent_of(agent), strict=True))
+    return tuple(values[key] for key in one.keys)
+
+
+def units_by_value(
+    one: List, counted: Counted, seen: Mapping[str, Seen]
+) -> Callable[[Found], int | None]:
+    """Return what tells how many units a value of the list has."""
+    weeks = counted.listed()
+    if not was_recorded(one.source, one.unit, counted.days(counted.period.listed)):
+        return lambda value: None
+    if one.unit == "addresses":
+        addresses: defaultdict[Found, set[bytes]] = defaultdict(set)
+        for week in weeks:
+            for agent, ips in week.agent_addresses.items():
+                for value in values_in(one, agent_values(one, agent)):
+                    addresses[value] |= ips
+        return lambda value: None if holds_hash(addresses[value]) else len(addresses[value])
+    if one.name == "commands":  # every project that ran it
+        runs = set().union(*(week.commands_run for week in weeks))
+        texts = [command for command, project in runs if project != NULL]
+    else:
+        at = PAYLOAD_KEYS[one.source].index(one.keys[0])
+        texts = [payload[at] for payload in seen[one.unit].values()]
+    return by_value(one, Counter(zip(texts))).__getitem__
 
 
 def spread(values: list[int]) -> dict[str, int | None]:
-    """Return minimum, lower median, the smallest value that 90 % do not exceed, and maximum."""
+    """Return the extremes, the lower median, and what 10 % and 90 % do not exceed."""
     if not values:
-        return dict.fromkeys(("min", "median", "p90", "max"))
+        return dict.fromkeys(("min", "p10", "median", "p90", "max"))
     values.sort()
 
     def reaching(percent: int) -> int:
         return values[-(-len(values) * percent // 100) - 1]
 
-    return {"min": values[0], "median": reaching(50), "p90": reaching(90), "max": values[-1]}
+    parts = {"p10": reaching(10), "median": reaching(50), "p90": reaching(90)}
+    return {"min": values[0], **parts, "max": values[-1]}

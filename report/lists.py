@@ -1,18 +1,12 @@
 """What the report counts: each unit and each list stands here once.
 
-A list states its title for people, the unit it counts, and how its values are read from
-which part of a line.
+A list states its title for people, the unit it counts, and how its values are read from which
+keys.
 """
 
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
-
-# The parts of a line, each by its keys.
-AGENT = ("browser", "browser_version", "os", "os_version")
-PAYLOAD = ("providers", "version", "resourceCount", "projectId")
-MACHINE = ("nodeEnv", "nodeVersion", "os", "osVersion", "command")
-PROJECT = ("packages", "projectFramework", "projectId")
 
 # The units of each source, with their titles.
 UNITS = {
@@ -20,27 +14,25 @@ UNITS = {
         "hosts": "deployed hosts",
         "projects": "projects",
         "addresses": "addresses",
-        "local_addresses": "on local hosts",
+        "development_addresses": "in development",
     },
     "cli": {"projects": "projects", "addresses": "addresses"},
 }
 
-HASHED_UNITS = ("addresses", "local_addresses")  # with TELEMETRY_IP=hashed
-
-Values = dict[str, Any]  # of a part
-Found = set[tuple[str | None, str | None]]  # values, each with a version
-SERIES = re.compile(r"v?(\d+(?:\.\d+)?)", re.ASCII)
-MAJOR = re.compile(r"v?(\d+)", re.ASCII)
+Found = set[tuple[str | None, ...]]  # values, or values each with a version
+SERIES = re.compile(r"v?(\d+)(?:(\.\d+)(?:\.\d+)*(-)?)?", re.ASCII)
 
 
 def series(version: str | None) -> str | None:
-    """Return the first two numeric parts: `5.0` for `5.0.12`, `22.11` for `v22.11.0`."""
+    """Return the first two numeric parts: `5.0` for `5.0.12`, `5.0-pre` for `5.0.0-beta.1`."""
     match = SERIES.match(version or "")
-    return match[1] if match else version
+    if not match:
+        return version
+    return match[1] + (match[2] or "") + ("-pre" if match[3] else "")
 
 
 def major(version: str | None) -> str | None:
-    match = MAJOR.match(version or "")
+    match = SERIES.match(version or "")
     return match[1] if match else version
 
 
@@ -49,8 +41,8 @@ class List(NamedTuple):
     name: str
     title: str
     unit: str
-    part: tuple[str, ...]
-    read: Callable[[Values], Found]
+    keys: tuple[str, ...]  # that its values are read from
+    read: Callable[..., Found]
     has_versions: bool = False
 
     @property
@@ -58,39 +50,40 @@ class List(NamedTuple):
         return "name" if self.name == "packages" else "value"
 
 
-def single(key: str) -> Callable[[Values], Found]:
-    return lambda values: {(values[key], None)}
+def single(value: str | None) -> Found:
+    return {(value,)}
 
 
-def read_providers(values: Values) -> Found:
-    return {(name, None) for name, is_set in values["providers"].items() if is_set}
+def read_providers(providers: dict[str, bool]) -> Found:
+    return {(name,) for name, is_set in providers.items() if is_set}
 
 
-def read_browser(values: Values) -> Found:
-    return {(values["browser"], major(values["browser_version"]))}
+def read_browser(name: str | None, version: str | None) -> Found:
+    return {(name, major(version))}
 
 
-def read_system(values: Values) -> Found:
-    return {(values["os"], values["os_version"])}
+def read_system(name: str | None, version: str | None) -> Found:
+    return {(name, version)}
 
 
-def read_node(values: Values) -> Found:
-    return {(major(values["nodeVersion"]), series(values["nodeVersion"]))}
+def read_node(version: str | None) -> Found:
+    return {(major(version), series(version))}
 
 
-def read_packages(values: Values) -> Found:
-    return {(package["name"], series(package["version"])) for package in values["packages"]}
+def read_packages(packages: list[dict[str, Any]]) -> Found:
+    return {(package["name"], series(package["version"])) for package in packages}
 
 
+BROWSER, SYSTEM = ("browser", "browser_version"), ("os", "os_version")
 LISTS = (
-    List("core", "versions", "Exact versions", "hosts", PAYLOAD, single("version")),
-    List("core", "providers", "Providers", "hosts", PAYLOAD, read_providers),
-    List("core", "browsers", "Browsers", "addresses", AGENT, read_browser, True),
-    List("core", "operating_systems", "Operating systems", "addresses", AGENT, read_system, True),
-    List("cli", "packages", "Packages", "projects", PROJECT, read_packages, True),
-    List("cli", "node_versions", "Node", "projects", MACHINE, read_node, True),
-    List("cli", "commands", "Commands", "projects", MACHINE, single("command")),
-    List("cli", "frameworks", "Frameworks", "projects", PROJECT, single("projectFramework")),
-    List("cli", "operating_systems", "Operating systems", "projects", MACHINE, single("os")),
-    List("cli", "environments", "Environments", "projects", MACHINE, single("nodeEnv")),
+    List("core", "versions", "Exact versions", "hosts", ("version",), single),
+    List("core", "providers", "Providers", "hosts", ("providers",), read_providers),
+    List("core", "browsers", "Browsers", "addresses", BROWSER, read_browser, True),
+    List("core", "operating_systems", "Operating systems", "addresses", SYSTEM, read_system, True),
+    List("cli", "packages", "Packages", "projects", ("packages",), read_packages, True),
+    List("cli", "node_versions", "Node", "projects", ("nodeVersion",), read_node, True),
+    List("cli", "commands", "Commands", "projects", ("command",), single),
+    List("cli", "frameworks", "Frameworks", "projects", ("projectFramework",), single),
+    List("cli", "operating_systems", "Operating systems", "projects", ("os",), single),
+    List("cli", "environments", "Environments", "projects", ("nodeEnv",), single),
 )

@@ -12,34 +12,45 @@ import signal
 import stat
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple
 
 import click
 
 from files.days import DayFile, Kind, compressed_path, day_files
-from files.durable import archived_bytes
-from report.activity import Count, Period
+from report.activity import Week
 from report.counting import Tally, count_events, count_refusals
+from report.hosts import excluder
+from report.period import Period
 
-CHUNK_BYTES = 2**20  # read at once; larger chunks are slower, for their parts exceed the cache
+BLOCK_BYTES = 2**20  # counted at once; larger blocks are slower, for their parts exceed the cache
 MIN_BYTES_FOR_PROCESSES = 2**24  # less is read faster than processes start
 WORK_FILE_SUFFIXES = (".claim", ".draft")
 
+UNREADABLE = (OSError, EOFError, zlib.error)
+
+
+class TornArchive(EOFError):
+    """An archive that is whole, but whose last line is not."""
+
 
 class Share(NamedTuple):
-    """What one process counts at once: whole weeks, as days with all their files."""
+    """What one process counts at once: the files of one week."""
 
-    days: list[list[DayFile]]
+    number: int  # of the week
+    files: list[DayFile]
     period: Period
+    patterns: tuple[str, ...]  # of hosts that are excluded
 
 
 class Result(NamedTuple):
-    counted: Count
+    week: Week
+    files_read: int
     problems: list[str]  # which files could not be read completely, and why
 
 
@@ -77,30 +88,8 @@ def strangers(directory: Path, files: list[DayFile]) -> Iterator[str]:
             yield f"{path}: not read, because it is not the name of a daily file"
 
 
-def without_repeats(files: list[DayFile], problems: list[str]) -> Iterator[DayFile]:
-    """Leave out each archive whose lines are all in its plain file, too."""
-    for file in files:
-        plain = file.path.with_suffix("") if file.is_compressed else None
-        if not (plain and plain.exists() and is_repeated(plain, file.path, problems)):
-            yield file
-
-
-def is_repeated(plain: Path, archive: Path, problems: list[str]) -> bool:
-    """Tell whether the plain file has all that can be read of the archive."""
-    try:
-        with open_file(plain) as file:
-            length = archived_bytes(file.fileno(), archive)
-            if length and os.pread(file.fileno(), 1, length - 1) != b"\n":
-                problems.append(
-                    f"{archive}: ends within a line; its lines are in {plain.name}, too"
-                )
-    except (OSError, EOFError, zlib.error) as exc:
-        problems.append(f"{archive}: {exc}; what could be read of it is in {plain.name}, too")
-        return True
-    return length is not None
-
-
-# Lines.
+def plain_path(file: DayFile) -> Path:
+    return file.path.with_suffix("") if file.is_compressed else file.path
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -110,78 +99,115 @@ def open_file(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def open_plain(path: Path) -> BinaryIO:
-    """Open a plain file, or the archive that housekeeping has replaced it by meanwhile."""
+@contextlib.contextmanager
+def opened(plain: Path, listed: set[Path], problems: list[str]) -> Iterator[dict[Path, BinaryIO]]:
+    """Open a day's plain file and its archive, as far as they are there."""
+    with contextlib.ExitStack() as stack:
+        files = {}
+        # In this order: housekeeping makes the archive before it removes the plain file.
+        for path in (plain, compressed_path(plain)):
+            try:
+                files[path] = stack.enter_context(open_file(path))
+            except FileNotFoundError:
+                continue
+            except OSError as exc:
+                problems += [f"{path}: {reason(exc)}"] * (path in listed)
+        yield files
+
+
+def chosen(files: dict[Path, BinaryIO], listed: set[Path], problems: list[str]) -> list[Path]:
+    """Return which of a day's open files to read, so that each line counts once."""
+    if len(files) < 2:
+        return list(files)  # also an archive that replaced its plain file a moment ago
+    plain, archive = files
+    left = Counter(chain.from_iterable(map(hashes_of, plain_blocks(files[plain]))))
+    shared = others = 0
+    damage = ""
     try:
-        return open_file(path)
-    except FileNotFoundError:
-        if compressed_path(path).exists():
-            return cast(BinaryIO, gzip.open(compressed_path(path)))
-        raise
+        for line in chain.from_iterable(map(hashes_of, archived_blocks(files[archive]))):
+            if left[line]:
+                left[line] -= 1
+                shared += 1
+            else:
+                others += 1
+    except TornArchive:
+        pass
+    except UNREADABLE as exc:
+        damage = f"{archive}: {reason(exc)}"
+    if not others:
+        problems += [f"{damage}; what could be read of it is in {plain.name}, too"] * bool(damage)
+        return [path for path in [plain] if path in listed]
+    if not left.total():
+        return [path for path in [archive] if path in listed]
+    if shared:
+        problems.append(f"{archive}: has some of the lines of {plain.name}; both are counted")
+    return [path for path in files if path in listed]
 
 
-def chunks_of(file: DayFile) -> Iterator[bytes]:
-    """Yield all complete lines in chunks.  Raises OSError, EOFError or zlib.error."""
-    return archived_chunks(file.path) if file.is_compressed else plain_chunks(file.path)
+def reason(exc: Exception) -> str:
+    return getattr(exc, "strerror", None) or str(exc)
 
 
-def plain_chunks(path: Path) -> Iterator[bytes]:
-    # A last line without its newline may still be written, and does not count yet.
-    with open_plain(path) as file:
-        while chunk := file.read(CHUNK_BYTES):
-            chunk += file.readline()
-            yield chunk[: chunk.rfind(b"\n") + 1]
+# Lines.
 
 
-def archived_chunks(path: Path) -> Iterator[bytes]:
-    chunk, problem = bytearray(), None
+def plain_blocks(file: BinaryIO) -> Iterator[bytes]:
+    """Yield all complete lines in blocks.  The rest may still be written: it does not count."""
+    rest = bytearray()
+    while block := file.read(BLOCK_BYTES):
+        rest += block
+        yield take_lines(rest)
+
+
+def archived_blocks(file: BinaryIO) -> Iterator[bytes]:
+    """Yield what can be read.  Raises OSError, EOFError or zlib.error at what cannot."""
+    rest, problem = bytearray(), None
     try:
-        with open_file(path) as archive, gzip.open(archive) as file:
+        with gzip.open(file) as content:
             # read1(), because read() loses what it has decompressed when it meets damage.
-            while block := file.read1(CHUNK_BYTES):
-                chunk += block
-                if len(chunk) >= CHUNK_BYTES:
-                    yield take_lines(chunk)
-    except (OSError, EOFError, zlib.error) as exc:
+            while block := content.read1(BLOCK_BYTES):
+                rest += block
+                if len(rest) >= BLOCK_BYTES:
+                    yield take_lines(rest)
+    except UNREADABLE as exc:
         problem = exc
-    yield take_lines(chunk)  # what was read before the damage counts
+    yield take_lines(rest)  # what was read before the damage counts
     if problem:
         raise problem
-    if chunk:
-        raise EOFError("ends within a line")
+    if rest:
+        raise TornArchive("ends within a line")
 
 
-def take_lines(chunk: bytearray) -> bytes:
-    """Remove the complete lines from the chunk and return them."""
-    end = chunk.rfind(b"\n") + 1
-    lines = bytes(chunk[:end])
-    del chunk[:end]
+def take_lines(block: bytearray) -> bytes:
+    """Remove the complete lines from the block and return them."""
+    end = block.rfind(b"\n") + 1
+    lines = bytes(block[:end])
+    del block[:end]
     return lines
+
+
+def hashes_of(block: bytes) -> Iterator[int]:
+    """Return what stands for each line: all lines of a day would not fit into memory."""
+    return map(hash, block.split(b"\n")[:-1])
+
+
+def blocks_of(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    file.seek(0)
+    return archived_blocks(file) if path.suffix == ".gz" else plain_blocks(file)
 
 
 # Days.
 
 
-def read_days(files: list[DayFile], period: Period, problems: list[str]) -> Count:
-    """Count the files, day by day; add to `problems` what could not be read."""
-    files = list(without_repeats(files, problems))
-    shares = shares_of(files, period)
-    results = read_in_processes(shares) if len(shares) > 1 else map(read_share, shares)
-    count, hidden = Count(period), not sys.stderr.isatty()
+def read_days(files: list[DayFile], period: Period, patterns: tuple[str, ...]) -> list[Result]:
+    """Count the files, week by week."""
+    weeks = groupby(files, key=lambda file: period.week_of(file.day))
+    shares = [Share(number, list(of_week), period, patterns) for number, of_week in weeks]
+    is_small = sum(map(size_of, files)) < MIN_BYTES_FOR_PROCESSES
+    results = map(read_share, shares) if is_small else read_in_processes(shares)
+    hidden = is_small or not sys.stderr.isatty()
     with click.progressbar(results, len(shares), file=sys.stderr, hidden=hidden) as progress:
-        for result in progress:
-            count.merge(result.counted)
-            problems += result.problems
-    return count
-
-
-def shares_of(files: list[DayFile], period: Period) -> list[Share]:
-    """Divide the files by weeks, or not at all if they are small."""
-    days = [list(same_day) for _, same_day in groupby(files, key=lambda file: file.day)]
-    if sum(map(size_of, files)) < MIN_BYTES_FOR_PROCESSES:
-        return [Share(days, period)]
-    weeks = groupby(days, key=lambda same_day: period.week_of(same_day[0].day))
-    return [Share(list(week), period) for _, week in weeks]
+        return list(progress)
 
 
 def size_of(file: DayFile) -> int:
@@ -193,24 +219,32 @@ def size_of(file: DayFile) -> int:
 
 def read_share(share: Share) -> Result:
     """Count the files of a share, all that can be read."""
-    count, problems = Count(share.period), list[str]()
-    for files in share.days:
-        day = files[0].day
-        tally = Tally(has_lists=day >= share.period.first_listed)
-        for file in files:
+    week, problems, files_read = Week(share.number), list[str](), 0
+    is_excluded = excluder(share.patterns)
+    for day, files in groupby(share.files, key=lambda file: file.day):
+        tally = Tally(week.has_lists, is_excluded)
+        for plain, same in groupby(files, key=plain_path):
+            files_read += read_files(plain, list(same), tally, problems)
+        week.add(day, tally, share.period)
+    week.condense()
+    return Result(week, files_read, problems)
+
+
+def read_files(plain: Path, files: list[DayFile], tally: Tally, problems: list[str]) -> int:
+    """Count a day's plain file and its archive; return how many could be read at all."""
+    count_lines = count_events if files[0].kind is Kind.EVENTS else count_refusals
+    tally.directory = plain.parent
+    listed = {file.path for file in files}
+    files_read = 0
+    with opened(plain, listed, problems) as found:
+        for path in chosen(found, listed, problems):
             try:
-                read_file(file, tally)
-            except (OSError, EOFError, zlib.error) as exc:
-                problems.append(f"{file.path}: {getattr(exc, 'strerror', None) or exc}")
-        count.add(day, tally)
-    count.condense()
-    return Result(count, problems)
-
-
-def read_file(file: DayFile, tally: Tally) -> None:
-    count_lines = count_events if file.kind is Kind.EVENTS else count_refusals
-    for chunk in chunks_of(file):
-        count_lines(chunk, tally)
+                for block in blocks_of(path, found[path]):
+                    count_lines(block, tally)
+                files_read += 1
+            except UNREADABLE as exc:
+                problems.append(f"{path}: {reason(exc)}")
+    return files_read
 
 
 def read_in_processes(shares: list[Share]) -> Iterator[Result]:

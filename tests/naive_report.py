@@ -157,8 +157,10 @@ def files_of(kind: str, directories: list[Path]) -> list[DayContent]:
             match = FILE_NAME.fullmatch(path.name)
             if not match or match[1] != kind or not is_date(match[2]):
                 continue
-            if identity(path) not in seen and not is_held_by_other(path):
-                seen.add(identity(path))
+            if identity(path) in seen:
+                continue
+            seen.add(identity(path))
+            if not is_held_by_other(path):
                 day = date.fromisoformat(match[2])
                 found.append(DayContent(day, directory.resolve(), content_of(path)))
     return found
@@ -203,7 +205,7 @@ def lines_of(content: bytes) -> list[bytes]:
 def parse(line: bytes) -> Any:
     """Return the line's JSON value, or None if it is not JSON (or is `null`)."""
     try:
-        return json.loads(line.decode("utf-8"), parse_constant=no_json)
+        return json.loads(line.decode("utf-8-sig"), parse_constant=no_json)
     except (ValueError, RecursionError):
         return None
 
@@ -643,8 +645,7 @@ def cli_lists(until: date, days: Days) -> dict[str, Any]:
             },
         ),
     }
-    for row in lists["packages"]:
-        row["name"] = row.pop("value")
+    lists["packages"] = [{"name": row.pop("value"), **row} for row in lists["packages"]]
     if was_not_recorded("cli", "projects", last_days(28, until), days):
         forget_projects(lists)
     return lists

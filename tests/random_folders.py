@@ -72,7 +72,7 @@ SPELLINGS = [
     ('"payload"', '"payload":[],"payload"'),
     ('"version"', '"version":7,"version"'),
 ]
-NUMBERS = [0, 1, 2, 9, 10, 11, 99, 100, 1_000_000, -1, 10**25]
+NUMBERS = [0, 1, 2, 9, 10, 11, 99, 100, 1_000_000, -1, 10**19]
 DETAILS = ["must be a string, not a number", "is missing", "\u00fc", ""]
 ANYTHING = [
     *(True, False, 0, 7, 1.5, -0.0, 1e300, "", "text", [], [None], {}, {"a": 1}),
@@ -100,8 +100,6 @@ NO_EVENTS = [
     b'{"source":"core","payload":{},}',
     b"{'source':'core','payload':{}}",
     b'{"source":"core","payload":{}} // comment',
-    b'\xef\xbb\xbf{"source":"core","payload":{}}',
-    '{"source":"core","payload":{}}'.encode("utf-16"),
     b'{"source":"core","ip":"\xff","payload":{}}',
     b'{"source":"core","ip":"\xed\xa0\x80","payload":{}}',
     b'{"source":"core","ip":"\xc0\x80","payload":{}}',
@@ -127,6 +125,7 @@ NO_EVENTS = [
     b'{"source":"core","payload":{}}\xc2\xa0',
 ]
 ODD_EVENTS = [
+    b'\xef\xbb\xbf{"source":"core","payload":{}}',
     b'{"source":"core","payload":{}}',
     b'{"source":"cli","payload":{}}\r',
     b'\t{ "source" : "cli" , "payload" : { } } ',
@@ -288,12 +287,7 @@ def odd_line(chance: Random, ours: Habits, way: str, day: date) -> bytes:
         line[chance.randrange(len(line))] = chance.choice(b'\x00\x0b\r "{}[]:,\\0tn\x7f\x80\xff')
         return bytes(line)
     if kind == 3 and chance.random() < 0.1:
-        return chance.choice(
-            [
-                b'{"source":"core","payload":{},"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-                b'{"source":"core","payload":{"resourceCount":' + b"1" * 5000 + b"}}",
-            ]
-        )
+        return b'{"source":"core","payload":{},"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     inside = chance.choice([record, record["payload"]])
     inside[chance.choice(list(inside))] = chance.choice(ANYTHING)
     return write(record, chance, ours)

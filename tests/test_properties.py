@@ -160,6 +160,6 @@ def test_every_line_that_we_write_is_an_event_of_the_report(line: bytes) -> None
     tally = Tally()
     count_events(line + b"\n", tally)
 
-    counted = {"core": tally.host_payloads.total(), "cli": tally.cli_payloads.total()}
+    counted = {"core": tally.core.total(), "cli": tally.cli.total()}
     assert tally.unreadable_lines == 0
     assert counted == {"core": 0, "cli": 0} | {json.loads(line)["source"]: 1}

@@ -15,12 +15,12 @@ import pytest
 from flask import Flask
 
 from naive_report import naive_report
-from random_folders import NO_EVENTS, ODD_EVENTS, write_folders
+from random_folders import EXCLUSIONS, NO_EVENTS, ODD_EVENTS, write_folders
 from records import HASH, SINCE, TODAY, UNTIL, Days, cli, core, packages, write_days, write_lines
 from server import PATIENCE_SECONDS, ROOT
 
 FLASK = Path(sys.executable).with_name("flask")
-CORE_FIGURES = ["events", "hosts", "projects", "addresses", "local_addresses"]
+CORE_FIGURES = ["events", "hosts", "projects", "addresses", "development_addresses"]
 
 
 def at(report: Any, path: str) -> Any:
@@ -37,50 +37,64 @@ def window(*numbers: int | None) -> dict[str, int | None]:
     return dict(zip(("now", "before", "stayed", "new", "gone"), numbers, strict=True))
 
 
+def spread(*numbers: int | None) -> dict[str, int | None]:
+    return dict(zip(("min", "p10", "median", "p90", "max"), numbers, strict=True))
+
+
 def rows(unit: str, *values: tuple[Any, ...], name: str = "value") -> list[dict[str, Any]]:
     names = (name, unit, "events", "versions")
     return [dict(zip(names, value, strict=False)) for value in values]
 
 
-MORE_LOCAL = [
+IN_DEVELOPMENT = [
     *("localhost", "intranet", "app.localhost", "nas.local", "a.test", "b.example", "c.invalid"),
-    *("d.internal", "e.home.arpa", "127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.1.1", "::1"),
-    *("fd00::1", "fe80::1"),
+    *("d.internal", "e.home.arpa", "f.lan", "g.corp", "10.0.0.1.nip.io", "10-0-0-1.sslip.io"),
+    *("127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.1.1", "::1", "fd00::1", "fe80::1"),
+    *("x1-3000.csb.app", "a.github.dev", "a--3000.webcontainer.io", "1.a.cloudworkstations.dev"),
+    *("a.ngrok-free.app", "a.trycloudflare.com", "a-3000.euw.devtunnels.ms"),
+    *("deploy-preview-7--a.netlify.app", "a--main-x1.web.app", "a-git-main-b.vercel.app"),
+    *("1a2b.a.pages.dev", "a-pr-12.onrender.com"),
 ]
 DEPLOYED = [
     *("a.com", "test.com", "local.com", "example.com", "mylocalhost.com", "8.8.8.8", "xtest.de"),
-    *("2606:4700:4700::1111", "home.arpa", "a.locals", "a.b.example.org"),
+    *("2606:4700:4700::1111", "home.arpa", "a.locals", "a.b.example.org", "csb.app", "1.2.3.256"),
+    *("a.netlify.app", "a-b.web.app", "a-git-b.vercel.app", "git-main-b.vercel.app"),
+    *("a.pages.dev", "1.2.a.pages.dev", "a-pr-x.onrender.com", "pr-12.onrender.com"),
 ]
+
+FILES: Days = {days_ago: [] for days_ago in range(56)}  # of both windows, all without an event
 
 # What is counted, the events of each day (0 is the last, 1 the one before), what must come out.
 BY_HAND: dict[str, tuple[Days, dict[str, Any]]] = {
     "a host that is in both windows stayed, the others are new or gone": (
-        {
+        FILES
+        | {
             0: [core("stays.com"), core("new.com"), core("new.com")],
             6: [core("new.com")],
             7: [core("gone.com")],
             13: [core("stays.com"), core("gone too.com")],
             14: [core("older.com")],
+            28: [core("stays.com")],
         },
         {
             "active.core.hosts.7": window(2, 3, 1, 1, 2),
-            "active.core.hosts.28": window(5, None, None, None, None),
-            "active.core.projects.7": window(0, 0, 0, 0, 0),
+            "active.core.hosts.28": window(5, 1, 1, 4, 0),
         },
     ),
-    "an earlier window is known when its first day is, or a day before it": (
-        {27: [core("a.com")], 28: [core("b.com")], 55: [core("a.com")]},
-        {"active.core.hosts.28": window(1, 2, 1, 0, 1)},
-    ),
-    "an earlier window is not known when the first file is a day younger": (
-        {0: [core()], 54: [core()]},
-        {"active.core.hosts.28": window(1, None, None, None, None)},
-    ),
-    "an older file without an event makes the earlier window known": (
-        {0: [core(), cli()], 100: []},
+    "windows are compared if there are files of 6 of 7 and of 24 of 28 days of each": (
+        {n: [core(), cli()] for n in range(56) if n not in (6, 8, 9, 10, 11, 55, 54, 53, 52)},
         {
-            "active.core.hosts.28": window(1, 0, 0, 1, 0),
-            "active.cli.projects.7": window(1, 0, 0, 1, 0),
+            "files": {"7": {"now": 6, "before": 3}, "28": {"now": 23, "before": 24}},
+            "active.core.hosts.7": window(1, None, None, None, None),
+            "active.cli.projects.28": window(1, None, None, None, None),
+        },
+    ),
+    "windows with just enough files are compared": (
+        {n: [core(), cli()] for n in range(56) if n not in (6, 7, 27, 26, 55, 54, 53, 52)},
+        {
+            "files": {"7": {"now": 6, "before": 6}, "28": {"now": 24, "before": 24}},
+            "active.core.hosts.7": window(1, 1, 1, 0, 0),
+            "active.cli.projects.28": window(1, 1, 1, 0, 0),
         },
     ),
     "each unit is counted once, and null is none": (
@@ -103,21 +117,22 @@ BY_HAND: dict[str, tuple[Days, dict[str, Any]]] = {
                 "hosts": 1,
                 "projects": 2,
                 "addresses": 4,
-                "local_addresses": 1,
+                "development_addresses": 1,
             },
             "days.-1.cli": {"events": 3, "projects": 1, "addresses": 2},
             "events": {"core": 6, "cli": 3},
-            "active.core.local_addresses.7": window(1, None, None, None, None),
+            "with_project": {"core": 3, "cli": 2},
+            "active.core.development_addresses.7": window(1, None, None, None, None),
             "active.cli.addresses.28": window(2, None, None, None, None),
         },
     ),
-    "names for local use and addresses that are not global are local": (
-        {0: [core(name, f"192.0.2.{n}") for n, name in enumerate(MORE_LOCAL)]},
-        {"days.-1.core.hosts": 0, "days.-1.core.local_addresses": len(MORE_LOCAL)},
+    "local names and addresses, sandboxes, tunnels and previews are in development": (
+        {0: [core(name, f"192.0.2.{n}") for n, name in enumerate(IN_DEVELOPMENT)]},
+        {"days.-1.core.hosts": 0, "days.-1.core.development_addresses": len(IN_DEVELOPMENT)},
     ),
     "other names and global addresses are deployed": (
         {0: [core(name, f"192.0.2.{n}") for n, name in enumerate(DEPLOYED)]},
-        {"days.-1.core.hosts": len(DEPLOYED), "days.-1.core.local_addresses": 0},
+        {"days.-1.core.hosts": len(DEPLOYED), "days.-1.core.development_addresses": 0},
     ),
     "a host was last seen with what it sent on its last day, however often it sent the rest": (
         {0: [core(version="4.0.0")], 1: [core(version="5.0.1")] * 3},
@@ -129,7 +144,7 @@ BY_HAND: dict[str, tuple[Days, dict[str, Any]]] = {
     ),
     "of two payloads as frequent, the greater one as text was seen last": (
         {0: [core(resourceCount=9), core(resourceCount=10)]},
-        {"core.resource_count": {"min": 9, "median": 9, "p90": 9, "max": 9}},
+        {"core.resource_count": spread(9, 9, 9, 9, 9)},
     ),
     "payloads are compared from the left: a provider that is set decides before the version": (
         {0: [core(version="6", providers={"auth": False}), core(providers={"auth": True})]},
@@ -167,11 +182,12 @@ BY_HAND: dict[str, tuple[Days, dict[str, Any]]] = {
             7: [core("a.com", version="4.57.1"), core("b.com", version="4")],
         },
         {
+            "weeks.-1.files": 3,
             "adoption.-1": {
                 "since": "2026-11-16",
                 "until": "2026-11-22",
                 "hosts": 3,
-                "versions": {"5.1": 2, "next": 1},
+                "versions": {"5.1": 1, "5.1-pre": 1, "next": 1},
             },
             "adoption.-2": {
                 "since": "2026-11-09",
@@ -182,30 +198,115 @@ BY_HAND: dict[str, tuple[Days, dict[str, Any]]] = {
             "adoption.-3.hosts": None,
         },
     ),
-    "a hashed address counts on its day, and makes the number of several days unknown": (
+    "a pre-release needs two numeric parts, and nothing between them and its hyphen": (
         {
+            0: [
+                core(f"{n}.com", version=version)
+                for n, version in enumerate(["5.0-x", "v5.0.1.2-x", "5-x", "5.0.x-1", "5.0.-1"])
+            ]
+        },
+        {"adoption.-1.versions": {"5.0-pre": 2, "5.0": 2, "5": 1}},
+    ),
+    "programs that name themselves count as automated alone": (
+        {
+            0: [
+                core("a.com", browser="Googlebot", projectId="p"),
+                core("localhost", browser="HEADLESSchrome", projectId="q"),
+                core("b.com", browser="Googlebot"),
+            ],
+            1: [core("b.com", "192.0.2.2", browser="Firefox")],
+            56: [core("c.com", browser="Googlebot")],
+        },
+        {
+            "automated": {
+                "events": 3,
+                "hosts": 1,
+                "names": [
+                    {"value": "Googlebot", "events": 2},
+                    {"value": "HEADLESSchrome", "events": 1},
+                ],
+            },
+            "events.core": 1,
+            "with_project.core": 0,
+            "days.-1.core.events": 0,
+            "weeks.-1.core.hosts": 1,
+            "core.browsers.value": ["Firefox"],
+        },
+    ),
+    "a project is in development only if all its events of 28 days are": (
+        {
+            0: [core("localhost", projectId=name) for name in "pqrs"] + [core(None, projectId="q")],
+            27: [core("a.com", projectId="r")],
+            28: [core("a.com", projectId="s")],
+        },
+        {"projects_in_development_only": 2},
+    ),
+    "projects are not known if no event has one, and known if there is no event": (
+        {0: [core(), core("localhost")], 7: [core(projectId="p"), cli(None)]},
+        {
+            "days.-1.core.projects": None,
+            "days.-1.cli.projects": 0,
+            "weeks.-2.core.projects": 1,
+            "weeks.-2.cli.projects": None,
+            "active.core.projects.28.now": 1,
+            "active.cli.projects.28.now": None,
+            "cli.commands": rows("projects", (None, None, 1)),
+            "projects_in_development_only": 0,
+        },
+    ),
+    "addresses are not known if a day has events and none has an address": (
+        {
+            0: [core("localhost", None), cli(ip="192.0.2.1")],
+            1: [core("localhost")],
+            2: [],
+        },
+        {
+            "days.-1.core.development_addresses": None,
+            "days.-1.cli.addresses": 1,
+            "days.-2.core.addresses": 1,
+            "days.-3.core.addresses": 0,
+            "weeks.-1.core.addresses": None,
+            "weeks.-1.cli.addresses": 1,
+            "core.browsers": rows("addresses", (None, None, 2, rows("addresses", (None, None, 2)))),
+        },
+    ),
+    "masked days and whole ones are not counted together": (
+        FILES
+        | {
+            0: [core("localhost", f"192.0.{n}.0") for n in range(2)] + [cli(ip="2001:db8:7::")],
+            1: [core(ip="192.0.3.0")],
+            7: [core("localhost", "192.0.2.7")],
+        },
+        {
+            "masked": False,
+            "days.-1.core.addresses": 2,
+            "weeks.-1.core.addresses": 3,
+            "active.core.addresses.7": window(3, 1, None, None, None),
+            "active.core.development_addresses.28.now": None,
+            "active.cli.addresses.28.now": None,
+        },
+    ),
+    "addresses of masked days alone are networks": (
+        {0: [core(ip=f"192.0.{n}.0") for n in range(3)], 1: [core(ip="192.0.9.0")]},
+        {"masked": True, "active.core.addresses.28.now": 4},
+    ),
+    "a hashed address counts on its day, and makes the number of several days unknown": (
+        FILES
+        | {
             0: [core("localhost", HASH, browser="Firefox"), core(ip="192.0.2.1", browser="Edge")],
             1: [core(ip="192.0.2.1")],
             7: [core("localhost", "192.0.2.2")],
-            60: [],
         },
         {
             "days.-1.core.addresses": 2,
-            "days.-1.core.local_addresses": 1,
-            "days.-2.core.local_addresses": 0,
-            "weeks.-1.core": {
-                "events": 3,
-                "hosts": 1,
-                "projects": 0,
-                "addresses": None,
-                "local_addresses": None,
-            },
+            "days.-1.core.development_addresses": 1,
+            "days.-2.core.development_addresses": 0,
+            "weeks.-1.core.addresses": None,
+            "weeks.-1.core.development_addresses": None,
             "weeks.-2.core.addresses": 1,
-            "weeks.-2.core.local_addresses": 1,
-            "active.core.addresses.7.now": None,
-            "active.core.addresses.7.before": 1,
-            "active.core.local_addresses.28.now": None,
-            "active.core.local_addresses.28.before": 0,
+            "weeks.-2.core.development_addresses": 1,
+            "active.core.addresses.7": window(None, 1, None, None, None),
+            "active.core.development_addresses.28": window(None, 0, None, None, None),
             "active.core.hosts.7": window(1, 0, 0, 1, 0),
             "core.browsers.value": [None, "Edge", "Firefox"],
             "core.browsers.addresses": [2, 1, None],
@@ -219,11 +320,13 @@ BY_HAND: dict[str, tuple[Days, dict[str, Any]]] = {
             ],
             "days.-1": {
                 "date": "2026-11-22",
+                "refused": 0,
                 "core": dict.fromkeys(CORE_FIGURES, 0),
                 "cli": {"events": 0, "projects": 0, "addresses": 0},
             },
             "days.-2": {
                 "date": "2026-11-21",
+                "refused": 0,
                 "core": dict.fromkeys(CORE_FIGURES),
                 "cli": {"events": None, "projects": None, "addresses": None},
             },
@@ -274,21 +377,21 @@ BY_HAND: dict[str, tuple[Days, dict[str, Any]]] = {
             )
         },
     ),
-    "resource counts are those of hosts: the lower middle, and what nine of ten do not exceed": (
+    "resource counts are those of hosts: the lower middle, and what one or nine of ten reach": (
         {
             0: [core(f"h{n}.com", resourceCount=n * n) for n in range(1, 11)]
             + [core("h1.com", resourceCount=1)] * 5
             + [core("localhost", resourceCount=1000), core("null.com", resourceCount=None)]
         },
-        {"core.resource_count": {"min": 1, "median": 25, "p90": 81, "max": 100}},
+        {"core.resource_count": spread(1, 1, 25, 81, 100)},
     ),
-    "of eleven hosts ten are needed for nine tenths": (
+    "of eleven hosts two are needed for one tenth, ten for nine": (
         {0: [core(f"h{n}.com", resourceCount=n) for n in range(11)]},
-        {"core.resource_count": {"min": 0, "median": 5, "p90": 9, "max": 10}},
+        {"core.resource_count": spread(0, 1, 5, 9, 10)},
     ),
     "no host has no resource counts": (
         {0: [core("localhost"), core(None)]},
-        {"core.resource_count": {"min": None, "median": None, "p90": None, "max": None}},
+        {"core.resource_count": spread(None, None, None, None, None)},
     ),
     "a command counts every project that ran it": (
         {
@@ -354,12 +457,12 @@ BY_HAND: dict[str, tuple[Days, dict[str, Any]]] = {
         },
     ),
     "equal rows stand by value, null last": (
-        {0: [cli(None, command=name) for name in ["b", None, "a", "B", "z", "b", "\u00e4"]]},
+        {0: [cli(command=name) for name in ["b", None, "a", "B", "z", "b", "\u00e4"]]},
         {
             "cli.commands": rows(
                 "projects",
-                *(("b", 0, 2), ("B", 0, 1), ("a", 0, 1), ("z", 0, 1)),
-                *(("\u00e4", 0, 1), (None, 0, 1)),
+                *(("b", 1, 2), ("B", 1, 1), ("a", 1, 1), ("z", 1, 1)),
+                *(("\u00e4", 1, 1), (None, 1, 1)),
             )
         },
     ),
@@ -441,7 +544,11 @@ ONE, TWO, THREE = (b'{"source":"core","hostname":"%d.com","payload":{}}\n' % n f
         pytest.param(ONE + TWO, [ONE], 2, id="went on after compression"),
         pytest.param(ONE + TWO, [ONE + TWO[:9]], 2, id="compressed within a line"),
         pytest.param(TWO, [ONE], 2, id="went on in a new file"),
-        pytest.param(ONE, [ONE + TWO], 3, id="archive that goes on"),
+        pytest.param(ONE, [ONE + TWO], 2, id="archive that goes on"),
+        pytest.param(ONE + TWO[:9], [ONE + TWO], 2, id="archive that goes on behind a torn line"),
+        pytest.param(TWO, [ONE + TWO], 2, id="archive that begins earlier"),
+        pytest.param(ONE + ONE + TWO, [ONE + TWO], 3, id="a line twice"),
+        pytest.param(ONE + TWO, [TWO + THREE], 4, id="archive that overlaps"),
         pytest.param(b"", [ONE], 1, id="plain and empty"),
         pytest.param(ONE, [], 1, id="archive of nothing"),
         pytest.param(ONE + TWO[:-1], None, 1, id="torn"),
@@ -493,7 +600,8 @@ def test_refusals_are_counted_by_reason_within_the_period(count: Count, data_dir
 def test_the_windows_are_read_whole_though_the_period_is_one_day(
     count: Count, data_dir: Path
 ) -> None:
-    write_days(data_dir, {0: [core()], 55: [core()], 56: [core("older.com")], -1: [core("b.com")]})
+    others = {55: [core()], 56: [core("older.com")], -1: [core("b.com")]}
+    write_days(data_dir, FILES | {0: [core()]} | others)
     write_lines(data_dir / f"events-{UNTIL - timedelta(days=54)}.jsonl", [b"x"])
     write_lines(data_dir / f"events-{UNTIL - timedelta(days=57)}.jsonl", [b"x", b"x"])
 
@@ -543,26 +651,30 @@ def test_every_number_is_that_of_the_naive_count(
 ) -> None:
     app = make_app()
     directories = write_folders(tmp_path / "folders", seed)
-    for name in Random(seed).sample(list(RANGES), RANGES_EACH):
+    chance = Random(seed)
+    for name in chance.sample(list(RANGES), RANGES_EACH):
         since, until = RANGES[name]
-        period = [f"--since={since}", f"--until={until}"]
+        patterns = chance.choice(EXCLUSIONS)
+        options = [f"--exclude-host={pattern}" for pattern in patterns]
 
-        report = run_report(app, *period, *map(str, directories))
+        report = run_report(
+            app, f"--since={since}", f"--until={until}", *options, *map(str, directories)
+        )
 
-        expected = naive_report(directories, since, until, TODAY)
-        assert first_difference(report, expected) is None, name
+        expected = naive_report(directories, since, until, TODAY, patterns=patterns)
+        assert first_difference(report, expected) is None, (name, patterns)
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 100, 1000])
+@pytest.mark.parametrize("block_bytes", [1, 100, 1000])
 @pytest.mark.parametrize("seed", range(100, 105))
-def test_every_number_is_the_same_in_several_processes_and_small_chunks(
+def test_every_number_is_the_same_in_several_processes_and_small_blocks(
     make_app: Callable[..., Flask],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     seed: int,
-    chunk_bytes: int,
+    block_bytes: int,
 ) -> None:
-    monkeypatch.setattr("report.reading.CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("report.reading.BLOCK_BYTES", block_bytes)
     monkeypatch.setattr("report.reading.MIN_BYTES_FOR_PROCESSES", 0)
     directories = write_folders(tmp_path / "folders", seed)
     since = UNTIL - timedelta(days=97)  # longer than the windows

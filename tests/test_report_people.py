@@ -234,7 +234,7 @@ UNITS = {
         "hosts": "deployed hosts",
         "projects": "projects",
         "addresses": "addresses",
-        "local_addresses": "on local hosts",
+        "development_addresses": "on local hosts",
     },
     "cli": {"projects": "projects", "addresses": "addresses"},
 }
