@@ -1,6 +1,7 @@
 """The loop: which connection is read, answered or closed, and when."""
 
 import contextlib
+import math
 import os
 import select
 import socket
@@ -17,16 +18,16 @@ from worker.connection import RECEIVE_SECONDS, RECV_BYTES, Connection
 from worker.exchange import INCOMPLETE, Environ, Exchange, response_bytes
 
 TICK_SECONDS = 1.0
+IMMEDIATELY_SECONDS = 0.005  # how long poll() takes when something has been waiting
 MAX_DRAINED_BYTES = 2**24
 MAX_HELD_BYTES = 2**24  # of all connections: incomplete requests, and what clients do not read
 # Received in a round, with what a parsed request takes beside that; more waits in the kernel, so
 # that a round neither takes long nor fills the store's queue.
 MAX_ROUND_BYTES = 2**21
 REQUEST_BYTES = 2**9
+READ_SECONDS = 0.1  # nor does a busy machine make it long
 MAX_TOGETHER = 256  # requests of one connection in a round
-MAX_ACCEPTED = 32  # in a round: the rest is for other workers
-SLOW_ROUND_SECONDS = 0.1  # the disk is slow: all are accepted, and share the next sync
-MAX_WAIT_SECONDS = 2.5  # what would have to wait longer for its response is refused at once
+MAX_WAIT_SECONDS = 2.8  # a request whose response would come later is refused at once
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 FAILED = problem(500, "Internal error; the server's log has the reason.")
@@ -80,8 +81,8 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         self.ready: list[Connection] = []
         self.round_bytes = self.unbounded_bytes = 0
         self.round_seconds = self.next_tick = 0.0
-        self.has_left_some = self.takes_all = False
-        self.nothing_waited_at = time.monotonic()
+        self.has_left_some = False
+        self.waiting_since = time.monotonic()  # nothing that is unread now came earlier
         self.epoll = select.epoll()
         self.listeners = {one.fileno(): one.sock for one in self.sockets}
         self.environs = {fd: listener_environ(one, self.cfg) for fd, one in self.listeners.items()}
@@ -99,19 +100,22 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
 
     def run_round(self) -> None:
         """Read from all clients that have sent something, then answer what is complete."""
-        now = time.monotonic()
         self.round_bytes = REQUEST_BYTES * sum(len(one.complete) for one in self.ready)
         self.has_left_some = False
-        # What this round leaves is answered at the end of the next one.
-        wait = now - self.nothing_waited_at + 2 * self.round_seconds
-        self.takes_all = not self.alive or wait > MAX_WAIT_SECONDS
-        if now >= self.next_tick:
+        if time.monotonic() >= self.next_tick:
             self.tick()
+        self.full_at = math.inf
         if self.listeners and not self.alive:
             self.stop_listening()
+        asked = time.monotonic()
         timeout = 0 if self.ready else TICK_SECONDS
-        for fd, _ in self.epoll.poll(timeout, self.max_connections + len(self.watched) + 1):
-            if self.must_leave():
+        events = self.epoll.poll(timeout, self.max_connections + len(self.watched) + 1)
+        polled = time.monotonic()
+        if polled - asked > IMMEDIATELY_SECONDS:
+            self.waiting_since = polled
+        self.full_at = polled + READ_SECONDS
+        for fd, _ in events:
+            if self.is_full():
                 break
             if fd in self.connections:
                 self.attempt(self.proceed, self.connections[fd])
@@ -119,22 +123,16 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
                 self.accept(fd)
             elif fd == self.PIPE[0]:
                 os.read(fd, RECV_BYTES)  # the signal has been handled
-        began = time.monotonic()
-        if not self.has_left_some:
-            self.nothing_waited_at = began
         self.answer_ready()
         self.bound_held()
-        self.round_seconds = time.monotonic() - began
+        if not self.has_left_some:
+            self.waiting_since = polled
 
-    def must_leave(self) -> bool:
-        """Tell whether what has not been read yet has to wait for the next round."""
-        must_leave = self.is_full and not self.takes_all
-        self.has_left_some |= must_leave
-        return must_leave
-
-    @property
     def is_full(self) -> bool:
-        return self.round_bytes > MAX_ROUND_BYTES
+        """Tell whether what has not been read yet has to wait for the next round."""
+        is_full = self.round_bytes > MAX_ROUND_BYTES or time.monotonic() > self.full_at
+        self.has_left_some |= is_full
+        return is_full
 
     def tick(self) -> None:
         """Once a second: send the heartbeat, check deadlines, watch what could not be watched."""
@@ -184,10 +182,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
             listener.close()
 
     def accept(self, fd: int) -> None:
-        is_slow = self.takes_all or self.round_seconds > SLOW_ROUND_SECONDS
-        for _ in range(self.max_connections if is_slow else MAX_ACCEPTED):
-            if self.must_leave():
-                return
+        while not self.is_full():
             if len(self.connections) >= self.max_connections and not self.make_room():
                 return
             try:
@@ -202,7 +197,6 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
             connection = Connection(sock, client, self.environs[fd])
             self.connections[sock.fileno()] = connection
             self.attempt(self.proceed, connection)
-        self.has_left_some = True
 
     def make_room(self) -> bool:
         """Drop an idle connection, else the one nearest to its deadline."""
@@ -246,8 +240,6 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         if not connection.complete:
             self.unbounded_bytes += RECV_BYTES
             self.settle(connection)
-        elif self.is_full:
-            self.refuse(connection)
         else:
             self.ready.append(connection)
 
@@ -334,9 +326,17 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
 
     def answer_ready(self) -> None:
         ready, self.ready = self.ready, []
-        called = [(one, self.call_app(one)) for one in ready]
+        refuse_after = self.waiting_since + MAX_WAIT_SECONDS - self.round_seconds
+        called = []
+        for connection in ready:
+            if time.monotonic() < refuse_after:
+                called.append((connection, self.call_app(connection)))
+            else:
+                self.attempt(self.refuse, connection)
+        began = time.monotonic()
         for connection, exchanges in called:
             self.attempt(self.answer, connection, exchanges)
+        self.round_seconds = time.monotonic() - began
 
     def call_app(self, connection: Connection) -> list[Exchange]:
         exchanges = connection.complete[:MAX_TOGETHER]
