@@ -17,7 +17,7 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import pytest
 
@@ -155,20 +155,25 @@ def request(
 def read_answer(sock: socket.socket) -> Answer:
     """Read one response; its status is 0 if the server only closed the connection."""
     with sock.makefile("rb") as stream:
-        try:
-            status_line = stream.readline()
-        except ConnectionResetError:
-            status_line = b""
-        if not status_line:
-            return Answer(0, {}, b"")
-        headers = {}
-        while (line := stream.readline().strip()) != b"":
-            name, _, value = line.decode("latin-1").partition(":")
-            headers[name.lower()] = value.strip()
-        status = int(status_line.split()[1])
-        length = headers.get("content-length")
-        body = b"" if status == 204 else stream.read(int(length) if length else -1)
-        return Answer(status, headers, body)
+        return read_next(stream)
+
+
+def read_next(stream: BinaryIO) -> Answer:
+    """Read the next response of a connection, as read_answer() does, and nothing behind it."""
+    try:
+        status_line = stream.readline()
+    except ConnectionResetError:
+        status_line = b""
+    if not status_line:
+        return Answer(0, {}, b"")
+    headers = {}
+    while (line := stream.readline().strip()) != b"":
+        name, _, value = line.decode("latin-1").partition(":")
+        headers[name.lower()] = value.strip()
+    status = int(status_line.split()[1])
+    length = headers.get("content-length")
+    body = b"" if status == 204 else stream.read(int(length) if length else -1)
+    return Answer(status, headers, body)
 
 
 class Sent(NamedTuple):

@@ -25,6 +25,7 @@ from server import (
 
 GOOD = json.dumps(CLI).encode()
 CORE_B64 = b64encode(json.dumps(CORE).encode())
+AT_ONCE_SECONDS = 2  # its limit for others beside slow clients, on a busy machine
 RECEIVE_SECONDS = 10  # the contract's limit for a whole request
 TRANSFER_CHUNKED = ("Transfer-Encoding", "chunked")
 
@@ -220,7 +221,7 @@ def answered_in(server: Server) -> float:
 def test_silent_connections_delay_nobody(server: Server) -> None:
     connections = connect_many(server, b"")
 
-    assert answered_in(server) < 3
+    assert answered_in(server) < AT_ONCE_SECONDS
     assert server.stop() == 0
     for connection in connections:
         connection.close()
@@ -234,7 +235,7 @@ def test_more_silent_connections_than_a_worker_accepts_delay_nobody(
     assert server.send_cli().status == 204  # it has told the kernel by then
     connections = connect_many(server, b"")
 
-    assert answered_in(server) < 3
+    assert answered_in(server) < AT_ONCE_SECONDS
     for connection in connections:
         connection.close()
 
@@ -247,7 +248,7 @@ def test_more_silent_connections_than_a_worker_accepts_delay_nobody(
 def test_slow_clients_delay_nobody(server: Server, sent: bytes) -> None:
     connections = connect_many(server, sent)
 
-    assert answered_in(server) < 3
+    assert answered_in(server) < AT_ONCE_SECONDS
     for connection in connections:
         connection.close()
 
@@ -259,7 +260,7 @@ def test_a_stop_does_not_wait_longer_for_slow_clients(server: Server) -> None:
     began = time.monotonic()
 
     assert server.stop() == 0
-    assert time.monotonic() - began < RECEIVE_SECONDS + 3
+    assert time.monotonic() - began < RECEIVE_SECONDS + AT_ONCE_SECONDS
     for connection in connections:
         connection.close()
 
@@ -279,36 +280,11 @@ def test_a_client_that_does_not_close_its_connection_delays_nobody(server: Serve
     request = b"POST /cli HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
     connections = connect_many(server, request % len(GOOD) + GOOD)
 
-    assert answered_in(server) < 3
+    assert answered_in(server) < AT_ONCE_SECONDS
     for connection in connections:
         assert read_answer(connection).status == 204
         connection.close()
     assert len(server.lines()) == len(connections) + 1
-
-
-def test_a_slow_but_complete_request_is_accepted(server: Server) -> None:
-    head = f"POST /cli HTTP/1.1\r\nHost: x\r\nContent-Length: {len(GOOD)}\r\n\r\n".encode()
-    with server.connect() as sock:
-        for part in (head[:5], head[5:], GOOD[:5], GOOD[5:]):
-            sock.sendall(part)
-            time.sleep(0.3)  # a slow client is the thing under test
-        assert read_answer(sock).status == 204
-
-
-def test_one_connection_carries_many_requests(server: Server) -> None:
-    request = b"POST /cli HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
-    with server.connect() as sock:
-        for _ in range(3):
-            sock.sendall(request)
-            with sock.makefile("rb") as stream:
-                assert b"204" in stream.readline()
-                while stream.readline().strip():
-                    pass
-        sock.sendall(request * 3)  # and pipelined
-        received = b""
-        while received.count(b"HTTP/1.1 204") < 3:
-            received += sock.recv(65_536)
-    assert len(server.lines()) == 6
 
 
 # Complete requests beside others.
@@ -349,19 +325,6 @@ def test_complete_requests_are_answered_beside_broken_and_partial_ones(server: S
     for sock, _, _ in connections:
         sock.close()
     assert projects(server) == sorted(str(n) for n in range(20))
-
-
-@pytest.mark.parametrize("cut", [1, 30, -len(GOOD) - 1, -len(GOOD), -1])
-def test_a_request_in_two_parts_is_one_event(server: Server, cut: int) -> None:
-    content = request("POST", "/cli", [CLOSE], GOOD)
-    with server.connect() as first, server.connect() as second:
-        first.sendall(content[:cut])
-        second.sendall(whole(2))
-        assert read_answer(second).status == 204
-        first.sendall(content[cut:])
-        assert read_answer(first).status == 204
-
-    assert len(server.lines()) == 2
 
 
 @pytest.mark.parametrize(
@@ -423,7 +386,7 @@ def test_clients_that_never_read_delay_nobody(server: Server) -> None:
         for sock in connections:
             with contextlib.suppress(ConnectionError):  # dropped
                 sock.sendall(request("GET", "/"))
-        assert answered_in(server) < 3
+        assert answered_in(server) < AT_ONCE_SECONDS
     for sock in connections:
         sock.close()
 
@@ -436,14 +399,14 @@ def test_a_client_that_never_reads_what_it_has_asked_for_is_dropped(server: Serv
         with contextlib.suppress(OSError):  # no more is taken
             while True:
                 sock.sendall(request("GET", "/") * 1000)
-        assert answered_in(server) < 3
+        assert answered_in(server) < AT_ONCE_SECONDS
         dropped = select.poll()
         dropped.register(sock, 0)  # of errors and of the end it always tells
         wait_until(lambda: dropped.poll(0))
 
 
 def test_more_connections_than_descriptors_do_not_stop_the_worker(data_dir: Path) -> None:
-    """With 128 descriptors, 64 connections are taken in and the rest wait in the kernel."""
+    """With 128 descriptors, 64 connections are accepted and the rest wait in the kernel."""
     server = Server(data_dir, launcher=["prlimit", "--nofile=128:128"])
     try:
         connections = [server.connect() for _ in range(200)]

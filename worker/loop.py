@@ -7,6 +7,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from select import EPOLLIN, EPOLLOUT, epoll
 from typing import Any
 
 from gunicorn.config import Config
@@ -83,7 +84,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         self.round_seconds = self.next_tick = 0.0
         self.has_left_some = False
         self.waiting_since = time.monotonic()  # nothing that is unread now came earlier
-        self.epoll = select.epoll()
+        self.epoll = epoll()
         self.listeners = {one.fileno(): one.sock for one in self.sockets}
         self.environs = {fd: listener_environ(one, self.cfg) for fd, one in self.listeners.items()}
         self.watched: set[int] = set()  # of the listeners, and the pipe that signals write to
@@ -160,7 +161,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         # Exclusive: a new connection wakes one worker, not all of them.  Old kernels know no such.
         for flag in (getattr(select, "EPOLLEXCLUSIVE", 0), 0):
             try:
-                self.epoll.register(fd, select.EPOLLIN | flag)
+                self.epoll.register(fd, EPOLLIN | flag)
             except OSError as exc:
                 error = exc
             else:
@@ -289,7 +290,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
     def settle(self, connection: Connection) -> None:
         """Wait for what comes next on this connection, or close it."""
         if connection.unsent:
-            self.watch(connection, select.EPOLLOUT)
+            self.watch(connection, EPOLLOUT)
         elif connection.complete:
             self.ready.append(connection)
         elif not connection.is_closing:
@@ -298,7 +299,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
                 return
             if not connection.is_receiving:
                 connection.deadline = time.monotonic() + connection.idle_seconds
-            self.watch(connection, select.EPOLLIN)
+            self.watch(connection, EPOLLIN)
         elif connection.has_unread:
             self.drain(connection)
         else:
@@ -309,7 +310,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         if connection.drained_bytes is None:
             connection.drained_bytes = 0
             connection.sock.shutdown(socket.SHUT_WR)
-        self.watch(connection, select.EPOLLIN)
+        self.watch(connection, EPOLLIN)
 
     def watch(self, connection: Connection, events: int) -> None:
         if not connection.events:
