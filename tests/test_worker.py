@@ -1,5 +1,6 @@
 """The worker's side of the contract: connections, in whatever way clients use them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -498,8 +499,8 @@ def test_an_error_of_a_system_call_costs_one_connection_at_most(data_dir: Path, 
             load.wait_for(204, 20)
         assert load.projects() <= {one["payload"]["projectId"] for one in server.events()}
         for _ in range(9):
-            answer = server.send("POST", "/cli", [CLOSE], b" " * 2**17)
-            assert answer.status in (413, 0)
+            with contextlib.suppress(OSError):  # that one was reset
+                assert server.send("POST", "/cli", [CLOSE], b" " * 2**17).status in (413, 0)
         assert sum("Booting worker" in line for line in server.log) == 1
     finally:
         server.kill()
