@@ -255,7 +255,7 @@ def test_it_compresses_by_itself_and_the_report_reads_all_files(machine: Machine
     assert report["events"] == Counter(json.loads(line)["source"] for line in lines * 3)
 
 
-def test_the_page_is_published_each_day_and_a_failure_is_the_units(machine: Machine) -> None:
+def test_the_page_is_published_each_day_and_stays_where_the_report_fails(machine: Machine) -> None:
     today = datetime.now(UTC).date()
     day = f"events-{today - timedelta(days=1)}.jsonl"
     assert machine.send_core().status == 204
@@ -278,6 +278,7 @@ def test_the_page_is_published_each_day_and_a_failure_is_the_units(machine: Mach
     failed = machine.start("systemctl start telemetry-report").returncode
     machine.run("mv /var/lib/gone /var/lib/telemetry")
     assert failed != 0
+    assert machine.run(f"cat {PAGE}") == page
 
 
 def documented(beginning: str, count: int = 1) -> list[str]:
