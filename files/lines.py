@@ -10,7 +10,7 @@ from typing import BinaryIO, cast
 
 from files.records import read_record
 
-CHUNK_BYTES = 2**20  # read at once
+CHUNK_BYTES = 2**18  # read at once
 GZIP_MAGIC = b"\x1f\x8b"
 
 

@@ -9,6 +9,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from flask.cli import with_appcontext
 
 from files.days import CLAIM_NAME, DRAFT_NAME, Kind
 from files.durable import claimed, opened
-from files.lines import chunks_of_lines, split_lines
+from files.lines import chunks_of_lines
 from files.records import RECORD_KEYS, read_record
 from files.rewriting import rewrite
 from forget.wanted import Verdict, Wanted, choose
@@ -80,9 +81,9 @@ def search(path: Path, wanted: Wanted, progress: Any, is_ours: bool) -> Found:
         for chunk in chunks_of_lines(fd):
             if b"\0" in chunk or (not found.content_bytes and chunk.startswith(OTHER_FORMATS)):
                 raise OSError("NUL bytes, or a format such as zstd or tar, cannot be searched")
-            lines = split_lines(chunk)
-            is_ours = is_ours or any(map(is_event, lines))
-            found.verdicts.update(map(wanted.judge, lines))
+            is_ours = is_ours or any(map(is_event, BytesIO(chunk)))
+            for _, verdicts in wanted.judge(chunk):
+                found.verdicts += verdicts
             found.content_bytes += len(chunk)
             position, before = os.lseek(fd, 0, os.SEEK_CUR), position
             progress.update(position - before)

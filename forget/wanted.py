@@ -1,20 +1,21 @@
 """Whose events are to be erased: one address, host or project."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import lru_cache
-from typing import Any
+from ipaddress import IPv4Address
 
 import click
 
 import parsing
-from files.lines import split_lines
 from files.records import read_record
 
 NO_HOST_NAME = re.compile(r"[/?#@]|^[^:]*:[^:]*$")  # a URL, or a host with a port
-MAX_KNOWN = 2**17  # cached addresses: the same ones come again
+BEGINNING = b'{"id":"'  # of each line that the collector writes
+STORED_ADDRESS = re.compile(rb'"ip":"([^"]*)"')
+HASH_DIGITS = 64
 
 
 class BadOption(click.ClickException):
@@ -34,36 +35,50 @@ class Wanted:
 
     keys: tuple[str, ...]  # where the value is: the key, after those of the objects around it
     judge_value: Callable[[object], Verdict]
+    hints: tuple[bytes, ...]  # in lower case; a value without escapes that matches holds one
+    count_unknown: Callable[[bytes], int] = lambda lines: 0
 
-    def judge(self, line: bytes) -> Verdict:
-        verdict = self.glance(line)
-        if verdict in (Verdict.KEEP, Verdict.UNKNOWN):
-            return verdict
-        record = read_record(line)
-        return Verdict.UNREADABLE if record is None else self.judge_value(self.value_in(record))
+    def judge(self, lines: bytes) -> Iterator[tuple[bytes, Counter[Verdict]]]:
+        """Yield the lines in pieces, each with its verdicts; a line to erase is one of its own."""
+        verdicts = self.glance(lines)
+        half = len(lines) // 2
+        middle = lines.rfind(b"\n", 0, half) + 1 or lines.find(b"\n", half) + 1 or len(lines)
+        if verdicts:
+            yield lines, verdicts
+        elif middle == len(lines):
+            yield lines, Counter([self.judge_line(lines)])
+        else:
+            yield from self.judge(lines[:middle])
+            yield from self.judge(lines[middle:])
 
-    def glance(self, line: bytes) -> Verdict | None:
-        """Judge a line in the collector's form without decoding it; None if that cannot tell."""
-        if not line.isascii() or b"\\" in line or line.rfind(b'{"id":"') or line[-2:] != b"}\n":
+    def glance(self, lines: bytes) -> Counter[Verdict] | None:
+        """Judge lines in the collector's form, without decoding them, if none of them can match."""
+        count = lines.count(b"\n")
+        is_usual = (
+            lines.isascii()
+            and b"\\" not in lines
+            and lines.startswith(BEGINNING)
+            and lines.endswith(b"}\n")
+            and lines.count(b"}\n" + BEGINNING) == count - 1
+            and lines.count(BEGINNING) == count
+        )
+        if not is_usual or any(map(lines.lower().__contains__, self.hints)):
             return None
-        # Without a backslash, each quote begins or ends a text, so the key stands here as it is.
-        _, *rest = line.split(b'"%b"' % self.keys[-1].encode())
-        if not rest:
-            return self.judge_value(None)
-        if len(rest) == 1 and rest[0].startswith(b':"'):
-            return self.judge_value(rest[0][2 : rest[0].index(b'"', 2)].decode())
-        return self.judge_value(None) if len(rest) == 1 and rest[0].startswith(b":null") else None
+        unknown = self.count_unknown(lines)
+        return Counter({Verdict.KEEP: count - unknown, Verdict.UNKNOWN: unknown})
 
-    def value_in(self, record: dict[str, Any]) -> object:
-        value: object = record
+    def judge_line(self, line: bytes) -> Verdict:
+        value: object = read_record(line)
+        if value is None:
+            return Verdict.UNREADABLE
         for key in self.keys:
             value = value.get(key) if isinstance(value, dict) else None
-        return value
+        return self.judge_value(value)
 
     def without(self, lines: bytes) -> bytes:
         """Return the lines that are not to be erased, including those that hold no record."""
         return b"".join(
-            line for line in split_lines(lines) if self.judge(line) is not Verdict.ERASE
+            piece for piece, verdicts in self.judge(lines) if not verdicts[Verdict.ERASE]
         )
 
 
@@ -86,16 +101,27 @@ def by_address(ip: str) -> Wanted:
         raise BadOption(f"--ip {ip!r}: want an address such as 203.0.113.9 or 2001:db8::7")
     network = parsing.mask_address(address)
 
-    @lru_cache(MAX_KNOWN)
-    def judge(stored: str) -> Verdict:
-        found = parsing.parse_address(stored)
+    def judge(stored: object) -> Verdict:
+        found = parsing.parse_address(stored) if isinstance(stored, str) else None
         if found == address:
             return Verdict.ERASE
         return Verdict.UNKNOWN if found is None or stored == network else Verdict.KEEP
 
-    return Wanted(
-        ("ip",), lambda stored: judge(stored) if isinstance(stored, str) else Verdict.UNKNOWN
-    )
+    def count_unknown(lines: bytes) -> int:
+        stored = STORED_ADDRESS.findall(lines)
+        whole = sum(len(text) != HASH_DIGITS for text in stored)
+        return lines.count(b"\n") - whole + stored.count(network.encode())
+
+    return Wanted(("ip",), judge, spellings(address), count_unknown)
+
+
+def spellings(address: parsing.Address) -> tuple[bytes, ...]:
+    """Return what one or the other is part of the address however it is written."""
+    if isinstance(address, IPv4Address):
+        return str(address).encode(), b":ffff:"  # as IPv6, even with hexadecimal digits
+    # The last two groups may be written as IPv4.
+    groups = [group.lstrip("0") for group in address.exploded.split(":")[:6]]
+    return (f"{max(groups, key=len)}:".encode(),)
 
 
 def by_hostname(hostname: str) -> Wanted:
@@ -105,15 +131,18 @@ def by_hostname(hostname: str) -> Wanted:
     host = f"[{bare}]" if ":" in bare and not bare.startswith("[") else bare
     # In the form of a header, to get the form that a record has.
     header = f"https://{host}".encode("utf-8", "surrogateescape").decode("latin-1")
-    names = (bare, parsing.parse_hostname(header))
-    return Wanted(
-        ("hostname",),
-        lambda stored: Verdict.ERASE if stored and stored in names else Verdict.KEEP,
-    )
+    names = {bare, parsing.parse_hostname(header) or bare}
+    return Wanted(("hostname",), equals(*names), tuple(map(hint, names)))
 
 
 def by_project(project: str) -> Wanted:
-    return Wanted(
-        ("payload", "projectId"),
-        lambda stored: Verdict.ERASE if stored == project else Verdict.KEEP,
-    )
+    return Wanted(("payload", "projectId"), equals(project), (hint(project),))
+
+
+def equals(*texts: str) -> Callable[[object], Verdict]:
+    return lambda stored: Verdict.ERASE if stored in texts else Verdict.KEEP
+
+
+def hint(text: str) -> bytes:
+    # Texts that are not ASCII stand only in lines that are not, or that have escapes.
+    return text.encode("utf-8", "surrogateescape").lower()

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from multiprocessing import get_context
@@ -18,11 +19,13 @@ from typing import Any
 import pytest
 from click.testing import Result
 from flask import Flask
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from faults import FailingOs
 from files import durable, rewriting
 from files.days import CLAIM_NAME, DRAFT_NAME
-from files.records import encode
+from files.records import encode, read_record
 from forget import command
 from forget.wanted import Verdict, choose
 from server import ROOT, Load, Server, program, wait_until
@@ -137,6 +140,88 @@ def test_a_line_that_was_edited_is_found_too(
 
     assert run("--ip", WANTED, "--yes").exit_code == 0
     assert (data_dir / NAME).read_bytes() == OTHERS[0]
+
+
+SPELLINGS = {
+    "203.0.113.9": ["203.0.113.9", "::ffff:203.0.113.9", "::FfFf:cb00:7109", "203.0.113.9:80"],
+    "2001:db8::7": ["2001:db8::7", "2001:0DB8:0:0::7", "[2001:db8::7]:443", "2001:db8::0.0.0.7"],
+    "64:ff9b::c000:201": ["64:ff9b::192.0.2.1", "0064:FF9B::C000:201"],
+    "::7": ["::7", "0:0:0:0:0:0:0:7", "::0.0.0.7"],
+    "0.0.0.0": ["0.0.0.0", "::ffff:0:0", "0:0:0:0:0:ffff::"],
+}
+TEXTS = ["a.example", "p", "b\u00fccher", '"ip":"203.0.113.9"', "\\", "ip", "hostname", "", "A"]
+OPTIONS = ("ip", "hostname", "project")
+QUESTIONS = [
+    *(("ip", address) for address in SPELLINGS),
+    *(("project", text) for text in TEXTS if text),
+    *(("hostname", text) for text in TEXTS if text and ":" not in text),
+]
+
+
+@st.composite
+def edited_lines(draw: st.DrawFn) -> bytes:
+    """Return a line with what others do to lines, or the collector's own."""
+    addresses = [spelling for spellings in SPELLINGS.values() for spelling in spellings]
+    text = st.sampled_from(TEXTS)
+    value = st.one_of(text, text, st.none(), st.sampled_from([[], {}, 1, ["p"], {"ip": "p"}]))
+    record = {
+        "id": draw(text),
+        "ip": draw(st.one_of(st.sampled_from(addresses), value)),
+        "hostname": draw(value),
+        "payload": draw(st.one_of(st.fixed_dictionaries({"projectId": value}), value)),
+    }
+    keys = draw(st.permutations(list(record))) if draw(st.booleans()) else list(record)
+    line = json.dumps(
+        {key: record[key] for key in keys},
+        separators=draw(st.sampled_from([(",", ":"), (", ", ": ")])),
+        ensure_ascii=draw(st.booleans()),
+    )
+    if draw(st.booleans()):  # the last of two equal keys wins
+        key = draw(st.sampled_from(["ip", "hostname", "payload"]))
+        line = f'{line[:-1]},"{key}":{json.dumps(record[key])}}}'
+    escaped = draw(st.sampled_from(["", "", "p", "i", "3", "e", "8"]))
+    if escaped:
+        line = line.replace(escaped, f"\\u{ord(escaped):04x}")
+    glued = draw(st.sampled_from(["", "", "", '{"id":"torn', "\ufeff"]))
+    return f"{glued}{line}".encode() + draw(st.sampled_from([b"", b"\r"])) + b"\n"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(edited_lines(), min_size=1, max_size=8), st.sampled_from(QUESTIONS))
+def test_passing_over_lines_undecoded_never_misses_one(
+    lines: list[bytes], question: tuple[str, str]
+) -> None:
+    wanted = choose(*([question[1]] if option == question[0] else [] for option in OPTIONS))
+    verdicts = [wanted.judge_line(line) for line in lines]
+    found = sum((counts for _, counts in wanted.judge(b"".join(lines))), Counter[Verdict]())
+
+    assert found[Verdict.ERASE] == verdicts.count(Verdict.ERASE)
+    kept = [line for line, one in zip(lines, verdicts, strict=True) if one is not Verdict.ERASE]
+    assert wanted.without(b"".join(lines)) == b"".join(kept)
+
+
+@pytest.mark.parametrize(("address", "spelling"), [(a, s) for a in SPELLINGS for s in SPELLINGS[a]])
+def test_every_spelling_of_an_address_is_found(address: str, spelling: str) -> None:
+    for asked, stored in ((address, spelling), (spelling, address)):
+        wanted = choose((asked,), (), ())
+        assert wanted.without(record(1, stored) + record(2, "192.0.2.1")) == record(2, "192.0.2.1")
+
+
+def test_lines_that_cannot_match_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many others must be."""
+    decoded = []
+
+    def read(line: bytes) -> dict[str, Any] | None:
+        decoded.append(line)
+        return read_record(line)
+
+    monkeypatch.setattr("forget.wanted.read_record", read)
+    usual = [record(n, f"198.51.100.{n % 250}") for n in range(3_000)]
+    odd = [MINE, MINE.replace(b'":', b'": '), OTHERS[-1], b"torn\n"]
+    lines = b"".join(usual[:999] + odd[:2] + usual[999:2_000] + odd[2:] + usual[2_000:])
+
+    assert choose((WANTED,), (), ()).without(lines).count(b"\n") == 3_002
+    assert decoded == odd
 
 
 # Where they are.
