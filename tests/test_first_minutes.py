@@ -1,5 +1,6 @@
 """docs/senders.md, command by command: a framework called Sprout, from nothing to its report."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 from npm import APPS
 from server import ROOT, Server, wait_until
-from test_readme import examples
+from test_readme import examples, run_here
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +55,11 @@ def without_what_varies(text: str) -> str:
     return text
 
 
-def test_every_command_of_the_page_prints_what_is_shown(sprout: Path, server: Server) -> None:
+def test_every_command_of_the_page_prints_what_is_shown(
+    sprout: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TELEMETRY_DATA_DIR", str(server.data_dir))
+    monkeypatch.setenv("TELEMETRY_FRAMEWORK", "Sprout")
     environ = {"PATH": os.environ["PATH"], "HOME": str(sprout)}
     for command, expected in examples(PAGE):
         ran = subprocess.run(
@@ -72,6 +77,10 @@ def test_every_command_of_the_page_prints_what_is_shown(sprout: Path, server: Se
     assert app["payload"]["version"] == "1.2.3"
     assert direct["payload"]["nodeVersion"] == "v24.1.0"
     assert tool["payload"]["command"] == "dev"
+    (report,) = re.findall(r"^    (\.venv/bin/flask .+)$", PAGE, re.MULTILINE)
+    figures = json.loads(run_here(f"{report} --format json", sprout))
+    assert (figures["framework"], figures["unfinished"]) == ("Sprout", True)
+    assert figures["events"] == {"core": 1, "cli": 2}
 
 
 def test_the_component_of_the_page_is_the_one_that_is_built() -> None:
