@@ -10,243 +10,432 @@
 --
 --     SELECT * FROM active(until = '2026-11-22');
 
+-- Hosts that are not counted, as with --exclude-host, for example
+-- host -> match(lower(host), '^(.*\\.demo\\.example\\.com)$').  After a change run this file again,
+-- then count again: see below.
+CREATE OR REPLACE FUNCTION is_excluded AS host -> false;
+
 CREATE TABLE IF NOT EXISTS events
 (
     id              UUID,
     received_at     DateTime64(3, 'UTC'),
-    day             Date DEFAULT toDate(received_at),
     source          Enum8('core' = 1, 'cli' = 2),
+    collector       LowCardinality(String),
     ip              Nullable(String), -- a network or a hash if TELEMETRY_IP says so
     hostname        Nullable(String),
-    browser         Nullable(String),
-    browser_version Nullable(String),
-    os              Nullable(String),
-    os_version      Nullable(String),
-    payload         String -- JSON, as it stands in the file
+    browser         LowCardinality(Nullable(String)),
+    browser_version LowCardinality(Nullable(String)),
+    os              LowCardinality(Nullable(String)),
+    os_version      LowCardinality(Nullable(String)),
+    payload         String CODEC(ZSTD), -- JSON, as it stands in the file
+
+    -- What the views ask for is worked out once, when a row is inserted.
+    day             Date MATERIALIZED toDate(received_at),
+    fields          Tuple(
+        providers        Map(LowCardinality(String), Bool),
+        version          LowCardinality(Nullable(String)),
+        resourceCount    Nullable(UInt32),
+        projectId        Nullable(String),
+        nodeEnv          LowCardinality(Nullable(String)),
+        nodeVersion      LowCardinality(Nullable(String)),
+        os               LowCardinality(Nullable(String)),
+        osVersion        LowCardinality(Nullable(String)),
+        command          LowCardinality(Nullable(String)),
+        packages         Array(Tuple(name Nullable(String), version Nullable(String))),
+        projectFramework LowCardinality(Nullable(String))
+    ) MATERIALIZED JSONExtract(payload, 'Tuple(
+        providers Map(LowCardinality(String), Bool), version LowCardinality(Nullable(String)),
+        resourceCount Nullable(UInt32), projectId Nullable(String),
+        nodeEnv LowCardinality(Nullable(String)), nodeVersion LowCardinality(Nullable(String)),
+        os LowCardinality(Nullable(String)), osVersion LowCardinality(Nullable(String)),
+        command LowCardinality(Nullable(String)),
+        packages Array(Tuple(name Nullable(String), version Nullable(String))),
+        projectFramework LowCardinality(Nullable(String)))'),
+    -- The host or project that is last seen with a payload.
+    member          String MATERIALIZED ifNull(if(source = 'core', hostname, fields.projectId), ''),
+    is_automated    Bool MATERIALIZED multiSearchAnyCaseInsensitive(ifNull(browser, ''),
+        ['bot', 'crawl', 'spider', 'slurp', 'headless', 'phantomjs', 'inspectiontool']),
+    -- The table of report/hosts.py.
+    is_in_development Bool MATERIALIZED hostname IS NOT NULL AND if(
+        isIPv4String(member) OR isIPv6String(member),
+        arrayExists(
+            network -> isIPAddressInRange(member, network),
+            if(isIPv4String(member) OR isIPv6String(member), -- the function takes nothing else
+                ['0.0.0.0/8', '10.0.0.0/8', '100.64.0.0/10', '127.0.0.0/8', '169.254.0.0/16',
+                 '172.16.0.0/12', '192.0.0.0/24', '192.0.2.0/24', '192.168.0.0/16', '198.18.0.0/15',
+                 '198.51.100.0/24', '203.0.113.0/24', '240.0.0.0/4', '::/127', '::ffff:0:0/96',
+                 '100::/64', '2001::/23', '2001:db8::/32', 'fc00::/7', 'fe80::/10'], [])),
+        position(member, '.') = 0
+            OR match(member, concat('\\.(localhost|local|localdomain|lan|home|corp|intranet|internal',
+                '|test|example|invalid|home\\.arpa|nip\\.io|sslip\\.io)$'))
+            -- sandboxes and cloud editors
+            OR match(member, concat('\\.(csb\\.app|codesandbox\\.io|webcontainer\\.io|stackblitz\\.io',
+                '|gitpod\\.io|gitpod\\.dev|github\\.dev|replit\\.dev|repl\\.co|cloudworkstations\\.dev)$'))
+            -- tunnels
+            OR match(member, concat('\\.(ngrok\\.io|ngrok\\.app|ngrok\\.dev|ngrok-free\\.app',
+                '|ngrok-free\\.dev|trycloudflare\\.com|loca\\.lt|lhr\\.life|serveo\\.net|devtunnels\\.ms)$'))
+            -- previews
+            OR match(member, concat('-{2}.*\\.(netlify|web)\\.app$|-git-.*-.*\\.vercel\\.app$',
+                '|^[^.]*\\.[^.]*\\.pages\\.dev$|-pr-[0-9]+\\.onrender\\.com$')))
 )
 -- A file that is read or shipped twice adds nothing: of the rows with one id, one is kept.
 ENGINE = ReplacingMergeTree
-PARTITION BY toYYYYMM(received_at)
-ORDER BY (source, day, id);
+PARTITION BY toYYYYMM(day)
+ORDER BY (source, day, member, id);
+
+-- What each day had: a row for each unit and member, however often it comes.  The unit `files` is
+-- there if the day has an event at all, `events` if the source has one that is counted.
+CREATE TABLE IF NOT EXISTS units
+(
+    source     Enum8('core' = 1, 'cli' = 2),
+    unit       Enum8('files' = 1, 'events' = 2, 'hosts' = 3, 'projects' = 4, 'addresses' = 5,
+        'development_addresses' = 6),
+    day        Date,
+    member     String,
+    version    LowCardinality(String), -- of hosts: each that came on the day
+    collector  LowCardinality(String), -- of hashes, for each collector has a key of its own
+    is_hash    Bool MATERIALIZED unit >= 'addresses' AND match(member, '^[0-9a-fA-F]{64}$'),
+    is_network Bool MATERIALIZED unit >= 'addresses'
+        AND if(isIPv4String(member), endsWith(member, '.0'), match(member, '^([0-9a-f]{1,4}(:[0-9a-f]{1,4}){0,2})?::$'))
+)
+ENGINE = ReplacingMergeTree
+PARTITION BY toYYYYMM(day)
+ORDER BY (unit, source, day, member, version, collector);
+
+-- Every INSERT into `events` feeds `units`.  To count again, after an erasure or a change of what
+-- is excluded:
+--
+--     TRUNCATE TABLE units; INSERT INTO events SELECT * FROM events FINAL;
+
+DROP VIEW IF EXISTS units_of_events;
+
+CREATE MATERIALIZED VIEW units_of_events TO units AS
+WITH NOT is_automated AND NOT is_excluded(ifNull(hostname, '')) AS is_counted
+SELECT DISTINCT source, day, pair.1 AS unit, assumeNotNull(pair.2) AS member,
+    if(unit = 'hosts', ifNull(fields.version, ''), '') AS version,
+    if(match(member, '^[0-9a-fA-F]{64}$'), events.collector, '') AS collector
+FROM events
+ARRAY JOIN [
+    ('files', ''),
+    ('events', if(is_counted, '', NULL)),
+    ('hosts', if(is_counted AND NOT is_in_development, hostname, NULL)),
+    ('projects', if(is_counted, fields.projectId, NULL)),
+    ('addresses', if(is_counted, ip, NULL)),
+    ('development_addresses', if(is_counted AND is_in_development, ip, NULL))] AS pair
+WHERE pair.2 IS NOT NULL;
 
 -- Repeat this as often as you like, to read what is new or has grown.  The allowed error is the
 -- last line of a file that was copied while it was being written.
-INSERT INTO events (id, received_at, source, ip, hostname, browser, browser_version, os, os_version, payload)
-SELECT id, received_at, source, ip, hostname, browser, browser_version, os, os_version, payload
-FROM file('collectors/*/events-*.jsonl*', JSONEachRow)
+INSERT INTO events (id, received_at, source, collector, ip, hostname, browser, browser_version, os, os_version, payload)
+SELECT id, received_at, source, extract(_path, '([^/]+)/[^/]+$'), ip, hostname, browser, browser_version, os, os_version, payload
+FROM file('collectors/*/events-*.jsonl*', JSONEachRow, 'id UUID, received_at DateTime64(3, \'UTC\'), source String,
+    ip Nullable(String), hostname Nullable(String), browser Nullable(String), browser_version Nullable(String),
+    os Nullable(String), os_version Nullable(String), payload String')
 SETTINGS input_format_allow_errors_num = 1, date_time_input_format = 'best_effort';
 
 -- The events, a column for each field.  FINAL: each id once, even before ClickHouse has merged
 -- its duplicates.
 
 CREATE OR REPLACE VIEW core AS
-WITH
-    ['0.0.0.0/8', '10.0.0.0/8', '100.64.0.0/10', '127.0.0.0/8', '169.254.0.0/16', '172.16.0.0/12',
-     '192.0.0.0/24', '192.0.2.0/24', '192.168.0.0/16', '198.18.0.0/15', '198.51.100.0/24',
-     '203.0.113.0/24', '240.0.0.0/4', '::/127', '::ffff:0:0/96', '100::/64', '2001::/23',
-     '2001:db8::/32', 'fc00::/7', 'fe80::/10'] AS networks_that_are_not_global,
-    assumeNotNull(hostname) AS host
-SELECT
-    id, received_at, day, source, ip, hostname, browser, browser_version, os, os_version, payload,
-    hostname IS NOT NULL AND multiIf(
-        isIPv4String(host) OR isIPv6String(host),
-            arrayExists(network -> isIPAddressInRange(host, network), networks_that_are_not_global),
-        position(host, '.') = 0
-            OR match(host, '\\.(localhost|local|test|example|invalid|internal|home\\.arpa)$')
-    ) AS is_local,
-    mapKeys(mapFilter((name, is_set) -> is_set, JSONExtract(payload, 'providers', 'Map(String, Bool)'))) AS providers,
-    JSONExtract(payload, 'version', 'Nullable(String)') AS version,
-    JSONExtract(payload, 'resourceCount', 'Nullable(UInt32)') AS resourceCount,
-    JSONExtract(payload, 'projectId', 'Nullable(String)') AS projectId
+SELECT id, received_at, day, source, collector, ip, hostname, is_in_development, browser, browser_version,
+    os, os_version, is_automated, is_excluded(ifNull(hostname, '')) AS is_excluded, payload,
+    mapKeys(mapFilter((name, is_set) -> is_set, fields.providers)) AS providers,
+    fields.version AS version, fields.resourceCount AS resourceCount, fields.projectId AS projectId
 FROM events FINAL
 WHERE source = 'core';
 
 CREATE OR REPLACE VIEW cli AS
-SELECT
-    id, received_at, day, source, ip, payload,
-    JSONExtract(payload, 'nodeEnv', 'Nullable(String)') AS nodeEnv,
-    JSONExtract(payload, 'nodeVersion', 'Nullable(String)') AS nodeVersion,
-    JSONExtract(payload, 'os', 'Nullable(String)') AS os,
-    JSONExtract(payload, 'osVersion', 'Nullable(String)') AS osVersion,
-    JSONExtract(payload, 'command', 'Nullable(String)') AS command,
-    JSONExtract(payload, 'packages', 'Array(Tuple(name Nullable(String), version Nullable(String)))') AS packages,
-    JSONExtract(payload, 'projectFramework', 'Nullable(String)') AS projectFramework,
-    JSONExtract(payload, 'projectId', 'Nullable(String)') AS projectId
+SELECT id, received_at, day, source, collector, ip, payload,
+    fields.nodeEnv AS nodeEnv, fields.nodeVersion AS nodeVersion, fields.os AS os, fields.osVersion AS osVersion,
+    fields.command AS command, fields.packages AS packages, fields.projectFramework AS projectFramework,
+    fields.projectId AS projectId
 FROM events FINAL
 WHERE source = 'cli';
 
--- A row for each event and each unit that it belongs to.  The definitions are in docs/report.md.
+-- The last 56 days in periods of `days`, the last one being 0: of how many days each has events, and
+-- which units were not recorded.  The definitions are in docs/report.md.
 
-CREATE OR REPLACE VIEW sent AS
-SELECT source, id, day, payload, pair.1 AS unit, assumeNotNull(pair.2) AS member,
-    unit LIKE '%addresses' AND match(member, '^[0-9a-fA-F]{64}$') AS is_hashed
-FROM
+CREATE OR REPLACE VIEW spans AS
+SELECT period, pair.1 AS source, pair.2 AS unit, files, has_masked, has_whole,
+    multiIf(
+        unit = 'projects', has(with_events, source) AND NOT has(with_projects, source),
+        unit IN ('addresses', 'development_addresses'),
+            has(without_address, source) OR (has_masked AND has_whole),
+        false) AS is_unknown
+FROM (SELECT toInt64(number) AS period FROM numbers(intDiv(56, {days:UInt16}))) AS every
+LEFT JOIN
 (
-    SELECT 'core' AS source, id, day, payload, arrayJoin(
-        [('hosts', if(is_local, NULL, hostname)), ('projects', projectId), ('addresses', ip),
-         ('local_addresses', if(is_local, ip, NULL))]) AS pair
-    FROM core
-    UNION ALL
-    SELECT 'cli', id, day, payload, arrayJoin([('projects', projectId), ('addresses', ip)])
-    FROM cli
-)
-WHERE pair.2 IS NOT NULL;
+    SELECT intDiv({until:Date} - day, {days:UInt16}) AS period, count() AS files,
+        groupUniqArrayArray(events) AS with_events,
+        groupUniqArrayArray(projects) AS with_projects,
+        groupUniqArrayArray(arrayFilter(source -> NOT has(addresses, source), events)) AS without_address,
+        max(is_masked) AS has_masked, max(is_whole) AS has_whole
+    FROM
+    (
+        SELECT day,
+            groupUniqArrayIf(toString(source), unit = 'events') AS events,
+            groupUniqArrayIf(toString(source), unit = 'projects') AS projects,
+            groupUniqArrayIf(toString(source), unit = 'addresses') AS addresses,
+            max(unit = 'addresses' AND NOT is_network) AS is_whole,
+            NOT is_whole AND uniqUpToIf(2)(member, unit = 'addresses') > 2 AS is_masked
+        FROM units
+        WHERE day BETWEEN {until:Date} - 55 AND {until:Date} AND unit IN ('files', 'events', 'projects', 'addresses')
+        GROUP BY day
+    )
+    GROUP BY period
+) AS known USING (period)
+ARRAY JOIN [('core', 'events'), ('core', 'hosts'), ('core', 'projects'), ('core', 'addresses'),
+    ('core', 'development_addresses'), ('cli', 'events'), ('cli', 'projects'), ('cli', 'addresses')] AS pair;
 
-CREATE OR REPLACE VIEW units AS
-SELECT pair.1 AS source, pair.2 AS unit
-FROM (SELECT arrayJoin([('core', 'hosts'), ('core', 'projects'), ('core', 'addresses'),
-    ('core', 'local_addresses'), ('cli', 'projects'), ('cli', 'addresses')]) AS pair);
-
--- How many are active in 7 and 28 days, and in as many days before.  NULL: nothing is as old as
--- the earlier days, or addresses are hashed, which cannot be counted beyond a day.
+-- How many are active in 7 and 28 days, and in as many days before.  NULL: what was not recorded,
+-- hashed addresses, and a change where either window lacks files of more than 1 of 7, 4 of 28 days.
 
 CREATE OR REPLACE VIEW active AS
-WITH (SELECT min(day) FROM events) > {until:Date} - 2 * days + 1 AS has_no_before
 SELECT source, unit, days,
-    if(max(is_hashed AND in_now), NULL, countIf(in_now)) AS now,
-    if(has_no_before OR max(is_hashed AND in_before), NULL, countIf(in_before)) AS before,
-    if(has_no_before OR max(is_hashed AND in_now AND in_before), NULL,
-        countIf(in_now AND in_before)) AS stayed,
-    if(has_no_before OR max(is_hashed AND in_now AND NOT in_before), NULL,
-        countIf(in_now AND NOT in_before)) AS new,
-    if(has_no_before OR max(is_hashed AND NOT in_now AND in_before), NULL,
-        countIf(NOT in_now AND in_before)) AS gone
+    if(unknown_now OR hashed_now, NULL, active_now) AS now,
+    if(NOT is_comparable OR unknown_before OR hashed_before, NULL, active_before) AS before,
+    if(now IS NULL OR before IS NULL OR is_mixed, NULL, active_in_both) AS stayed,
+    now - stayed AS new,
+    before - stayed AS gone
 FROM
 (
-    SELECT source, unit, member, days, any(is_hashed) AS is_hashed,
-        max(day > {until:Date} - days) AS in_now,
-        max(day <= {until:Date} - days) AS in_before
-    FROM sent
-    ARRAY JOIN [7, 28] AS days
-    WHERE day BETWEEN {until:Date} - 2 * days + 1 AND {until:Date}
-    GROUP BY source, unit, member, days
-    UNION ALL -- so that a unit that nobody sent has a row, of zeros
-    SELECT source, unit, '', arrayJoin([7, 28]), false, false, false FROM units
-)
-GROUP BY source, unit, days
-ORDER BY source = 'cli', indexOf(['hosts', 'projects', 'addresses', 'local_addresses'], unit), days;
+    SELECT days, source, unit,
+        min(files) >= if(days = 7, 6, 24) AS is_comparable,
+        max(is_unknown AND period = 0) AS unknown_now, max(is_unknown AND period = 1) AS unknown_before,
+        unit IN ('addresses', 'development_addresses') AND max(has_masked) AND max(has_whole) AS is_mixed
+    FROM
+    (
+        SELECT 7 AS days, * FROM spans(until = {until:Date}, days = 7) WHERE period < 2
+        UNION ALL
+        SELECT 28 AS days, * FROM spans(until = {until:Date}, days = 28)
+    )
+    WHERE unit != 'events'
+    GROUP BY days, source, unit
+) AS windows
+LEFT JOIN
+(
+    SELECT source, unit, length.1 AS days, length.2 AS active_now, length.3 AS active_before,
+        length.4 AS active_in_both, length.5 AS hashed_now, length.6 AS hashed_before
+    FROM
+    (
+        SELECT toString(source) AS source, toString(unit) AS unit, [
+            (7, countIf(now7), countIf(before7), countIf(now7 AND before7),
+                max(is_hash AND now7), max(is_hash AND before7)),
+            (28, countIf(now28), countIf(before28), countIf(now28 AND before28),
+                max(is_hash AND now28), max(is_hash AND before28))] AS lengths
+        FROM
+        (
+            SELECT source, unit, member, any(is_hash) AS is_hash,
+                max(day > {until:Date} - 7) AS now7, max(day BETWEEN {until:Date} - 13 AND {until:Date} - 7) AS before7,
+                max(day > {until:Date} - 28) AS now28, max(day <= {until:Date} - 28) AS before28
+            FROM units
+            WHERE unit >= 'hosts' AND day BETWEEN {until:Date} - 55 AND {until:Date}
+            GROUP BY source, unit, member
+        )
+        GROUP BY source, unit
+    )
+    ARRAY JOIN lengths AS length
+) AS members USING (source, unit, days)
+ORDER BY source = 'cli', indexOf(['hosts', 'projects', 'addresses', 'development_addresses'], unit), days;
 
 -- Events and units of the last 56 days in periods of `days`: 7 for weeks, 1 for days.  NULL: the
--- period holds no event, or addresses are hashed.
+-- period has no file, or the unit was not recorded.
 
 CREATE OR REPLACE VIEW trend AS
-WITH (
-    SELECT groupUniqArray(intDiv({until:Date} - day, {days:UInt16}))
-    FROM events WHERE day <= {until:Date}
-) AS periods_with_events
 SELECT
     {until:Date} - (period + 1) * {days:UInt16} + 1 AS since,
     {until:Date} - period * {days:UInt16} AS until,
     source, unit,
-    if(NOT has(periods_with_events, period) OR ({days:UInt16} > 1 AND max(is_hashed)), NULL,
-        uniqExactIf(member, member != '')) AS count
-FROM
+    if(files = 0 OR is_unknown OR is_hashed, NULL, found) AS count
+FROM spans(until = {until:Date}, days = {days:UInt16}) AS periods
+LEFT JOIN
 (
-    SELECT source, unit, member, is_hashed, intDiv({until:Date} - day, {days:UInt16}) AS period
-    FROM sent
-    WHERE day <= {until:Date}
-    UNION ALL
-    SELECT source, 'events', toString(id), false, intDiv({until:Date} - day, {days:UInt16})
+    SELECT intDiv({until:Date} - day, {days:UInt16}) AS period, toString(source) AS source, toString(unit) AS unit,
+        uniqExact(member) AS found,
+        if({days:UInt16} > 1, max(is_hash), uniqExactIf(collector, is_hash) > 1) AS is_hashed
+    FROM units
+    WHERE unit >= 'hosts' AND day BETWEEN {until:Date} - 55 AND {until:Date}
+    GROUP BY period, source, unit
+    UNION ALL -- of the events themselves nothing is read but the key
+    SELECT intDiv({until:Date} - day, {days:UInt16}) AS period, toString(source) AS source, 'events', count(), false
     FROM events FINAL
-    WHERE day <= {until:Date}
-    UNION ALL -- so that what nobody sent has a row
-    SELECT source, unit, '', false, arrayJoin(range(intDiv(56, {days:UInt16})))
-    FROM (SELECT source, unit FROM units UNION ALL SELECT arrayJoin(['core', 'cli']), 'events')
-)
-WHERE period < intDiv(56, {days:UInt16})
-GROUP BY period, source, unit
+    WHERE day BETWEEN {until:Date} - 55 AND {until:Date} AND NOT is_automated AND NOT is_excluded(ifNull(hostname, ''))
+    GROUP BY period, source
+) AS counts USING (period, source, unit)
 ORDER BY since, source = 'cli',
-    indexOf(['events', 'hosts', 'projects', 'addresses', 'local_addresses'], unit);
+    indexOf(['events', 'hosts', 'projects', 'addresses', 'development_addresses'], unit);
 
--- What each host and project was last seen with in each period: on its last day what it sent most
--- often, then the greater payload.
+-- The last day of each host and project in each period, and the versions that a host sent on it.
 
-CREATE OR REPLACE VIEW last_seen AS
-SELECT period, source, unit, member, argMax((event, text), (day, events, text)) AS last, last.1 AS id, last.2 AS payload
+CREATE OR REPLACE VIEW last_days AS
+SELECT intDiv({until:Date} - active_on, {days:UInt16}) AS period, source, member,
+    max(active_on) AS day, argMax(sent, active_on) AS versions
 FROM
 (
-    SELECT intDiv({until:Date} - day, {days:UInt16}) AS period, source, unit, member, day, payload AS text,
-        count() AS events, any(id) AS event
-    FROM sent
-    WHERE unit IN ('hosts', 'projects') AND day <= {until:Date}
-    GROUP BY source, unit, member, day, text
+    SELECT source, member, day AS active_on, groupUniqArray(version) AS sent
+    FROM units
+    WHERE (unit, source) IN (('hosts', 'core'), ('projects', 'cli')) AND day BETWEEN {until:Date} - 55 AND {until:Date}
+    GROUP BY source, member, day
 )
-GROUP BY period, source, unit, member;
+GROUP BY source, member, period;
 
--- Hosts by series of versions in each of the last 8 weeks.
+-- Hosts by series of versions in each of the last 8 weeks.  A host that sent more than one version
+-- on its last day counts with what it sent most often, then with the greater payload.
 
 CREATE OR REPLACE VIEW adoption AS
-WITH JSONExtract(payload, 'version', 'Nullable(String)') AS version
+WITH if(length(versions) = 1, versions[1], often) AS version
 SELECT {until:Date} - 7 * period - 6 AS since, {until:Date} - 7 * period AS until,
-    coalesce(nullIf(extract(version, '^v?(\\d+(?:\\.\\d+)?)'), ''), version) AS series, count() AS hosts
-FROM last_seen(until = {until:Date}, days = 7)
-WHERE unit = 'hosts' AND period < 8
+    coalesce(nullIf(extract(version, '^v?(\\d+(?:\\.\\d+)?)'), ''), version)
+        || if(match(version, '^v?\\d+(\\.\\d+)+-'), '-pre', '') AS series,
+    count() AS hosts
+FROM last_days(until = {until:Date}, days = 7) AS hosts
+LEFT JOIN
+(
+    SELECT day, member, argMax(version, (events, payload)) AS often
+    FROM
+    (
+        SELECT day, member, payload, any(ifNull(fields.version, '')) AS version, uniqExact(id) AS events
+        FROM events
+        WHERE source = 'core' AND NOT is_automated AND (day, member) IN (
+            SELECT day, member FROM last_days(until = {until:Date}, days = 7) WHERE length(versions) > 1)
+        GROUP BY day, member, payload
+    )
+    GROUP BY day, member
+) AS several USING (day, member)
+WHERE source = 'core' AND version != ''
 GROUP BY period, series
 ORDER BY since, hosts DESC, series;
+
+-- What each host and project was last seen with in the last 28 days: the id of such an event.
+
+CREATE OR REPLACE VIEW last_seen AS
+SELECT source, member, argMax((event, resources), (events, payload)) AS last, last.1 AS id, last.2 AS resourceCount
+FROM
+(
+    SELECT source, member, payload, uniqExact(id) AS events, any(id) AS event, any(fields.resourceCount) AS resources
+    FROM events
+    WHERE NOT is_automated AND (source, day, member) IN (
+        SELECT source, day, member FROM last_days(until = {until:Date}, days = 28) WHERE period = 0)
+    GROUP BY source, member, payload
+)
+GROUP BY source, member;
 
 -- What the lists count, of the last 28 days: a row for each event, list, value and version.
 -- `member` is the unit: the address, the project that ran the command, or, where a host or project
 -- counts with what it was last seen with, the id of that event.
 
 CREATE OR REPLACE VIEW listed AS
-WITH
-    v -> coalesce(nullIf(extract(v, '^v?(\\d+(?:\\.\\d+)?)'), ''), v) AS series,
-    v -> coalesce(nullIf(extract(v, '^v?(\\d+)'), ''), v) AS major
-SELECT source, found.1 AS list, found.2 AS value, found.3 AS version, id,
+SELECT toString(source) AS source, row.1 AS list, row.2 AS value, row.3 AS version,
+    number = 1 AS is_first, -- of an event with two versions of a package
     source = 'core' AND list IN ('browsers', 'operating_systems') AS is_of_addresses,
     multiIf(
         is_of_addresses, ip,
         list = 'commands', projectId,
-        id IN (
-            SELECT id FROM last_seen(until = {until:Date}, days = 28)
-            WHERE period = 0 AND unit = if(source = 'core', 'hosts', 'projects')
-        ), toString(id),
+        id IN (SELECT id FROM last_seen(until = {until:Date})), toString(id),
         NULL) AS member,
     is_of_addresses AND match(ifNull(member, ''), '^[0-9a-fA-F]{64}$') AS is_hashed
 FROM
 (
-    SELECT 'core' AS source, id, ip, projectId, arrayJoin(arrayConcat(
-        [('versions', version, NULL),
-         ('browsers', browser, major(browser_version)),
-         ('operating_systems', os, os_version)],
-        arrayMap(name -> ('providers', name, NULL), providers))) AS found
-    FROM core
-    WHERE day BETWEEN {until:Date} - 27 AND {until:Date}
-    UNION ALL
-    SELECT 'cli', id, ip, projectId, arrayJoin(arrayConcat(
-        [('commands', command, NULL),
-         ('operating_systems', os, NULL),
-         ('frameworks', projectFramework, NULL),
-         ('environments', nodeEnv, NULL),
-         ('node_versions', major(nodeVersion), series(nodeVersion))],
-        arrayMap(package -> ('packages', package.name, series(package.version)), packages)))
-    FROM cli
-    WHERE day BETWEEN {until:Date} - 27 AND {until:Date}
-);
+    WITH
+        v -> coalesce(nullIf(extract(v, '^v?(\\d+(?:\\.\\d+)?)'), ''), v)
+            || if(match(v, '^v?\\d+(\\.\\d+)+-'), '-pre', '') AS series,
+        v -> coalesce(nullIf(extract(v, '^v?(\\d+)'), ''), v) AS major
+    SELECT source, id, ip, fields.projectId AS projectId, arrayDistinct(if(source = 'core',
+        arrayConcat(
+            [('versions', fields.version, NULL),
+             ('browsers', browser, major(browser_version)),
+             ('operating_systems', os, os_version)],
+            arrayMap(name -> ('providers', name, NULL),
+                mapKeys(mapFilter((name, is_set) -> is_set, fields.providers)))),
+        arrayConcat(
+            [('commands', fields.command, NULL),
+             ('operating_systems', fields.os, NULL),
+             ('frameworks', fields.projectFramework, NULL),
+             ('environments', fields.nodeEnv, NULL),
+             ('node_versions', major(fields.nodeVersion), series(fields.nodeVersion))],
+            arrayMap(package -> ('packages', package.name, series(package.version)), fields.packages)))) AS found
+    FROM events FINAL
+    WHERE day BETWEEN {until:Date} - 27 AND {until:Date} AND NOT is_automated AND NOT is_excluded(ifNull(hostname, ''))
+)
+ARRAY JOIN found AS row, arrayEnumerateUniq(found.1, found.2) AS number;
 
 CREATE OR REPLACE VIEW lists AS
-SELECT source, list, value, if(max(is_hashed), NULL, uniqExact(member)) AS units, uniqExact(id) AS events
+WITH (
+    SELECT groupArray((source, unit)) FROM spans(until = {until:Date}, days = 28) WHERE period = 0 AND is_unknown
+) AS unknown
+SELECT source, list, value,
+    if(has(unknown, (source, multiIf(is_of_addresses, 'addresses', source = 'core', 'hosts', 'projects')))
+        OR max(is_hashed), NULL, uniqExact(member)) AS units,
+    countIf(is_first) AS events
 FROM listed(until = {until:Date})
-GROUP BY source, list, value
+GROUP BY source, list, is_of_addresses, value
 ORDER BY source, list, coalesce(units, 0) DESC, events DESC, value IS NULL, value;
 
 CREATE OR REPLACE VIEW list_versions AS
-SELECT source, list, value, version, if(max(is_hashed), NULL, uniqExact(member)) AS units, uniqExact(id) AS events
+WITH (
+    SELECT groupArray((source, unit)) FROM spans(until = {until:Date}, days = 28) WHERE period = 0 AND is_unknown
+) AS unknown
+SELECT source, list, value, version,
+    if(has(unknown, (source, if(is_of_addresses, 'addresses', 'projects'))) OR max(is_hashed), NULL, uniqExact(member)) AS units,
+    count() AS events
 FROM listed(until = {until:Date})
 WHERE is_of_addresses OR list IN ('node_versions', 'packages')
-GROUP BY source, list, value, version
+GROUP BY source, list, is_of_addresses, value, version
 ORDER BY source, list, value IS NULL, value, coalesce(units, 0) DESC, events DESC, version IS NULL, version;
 
 -- Of the hosts' resources; the median is the lower middle one.
 
 CREATE OR REPLACE VIEW resource_count AS
 WITH
-    arraySort(groupArray(JSONExtract(payload, 'resourceCount', 'Nullable(UInt32)'))) AS counts,
-    length(counts) AS hosts -- groupArray leaves NULL out
-SELECT
-    if(hosts = 0, NULL, counts[1]) AS min,
-    if(hosts = 0, NULL, counts[intDiv(hosts + 1, 2)]) AS median,
-    if(hosts = 0, NULL, counts[intDiv(9 * hosts + 9, 10)]) AS p90,
+    arraySort(groupArray(resourceCount)) AS counts,
+    length(counts) AS hosts, -- groupArray leaves NULL out
+    percent -> if(hosts = 0, NULL, counts[intDiv(percent * hosts + 99, 100)]) AS percentile
+SELECT if(hosts = 0, NULL, counts[1]) AS min, percentile(10) AS p10, percentile(50) AS median, percentile(90) AS p90,
     if(hosts = 0, NULL, counts[hosts]) AS max
-FROM last_seen(until = {until:Date}, days = 28)
-WHERE period = 0 AND unit = 'hosts';
+FROM last_seen(until = {until:Date})
+WHERE source = 'core';
+
+-- What is counted and what is left out in the last 56 days, and what is known of the last 28.
+
+CREATE OR REPLACE VIEW totals AS
+SELECT * FROM
+(
+    WITH is_excluded(ifNull(hostname, '')) AS left_out, NOT is_automated AND NOT left_out AS is_counted
+    SELECT
+        countIf(source = 'core' AND is_counted) AS core_events, countIf(source = 'cli' AND is_counted) AS cli_events,
+        countIf(source = 'core' AND is_counted AND fields.projectId IS NOT NULL) AS core_with_project,
+        countIf(source = 'cli' AND is_counted AND fields.projectId IS NOT NULL) AS cli_with_project,
+        countIf(is_automated AND NOT left_out) AS automated_events, countIf(left_out) AS excluded_events
+    FROM events FINAL
+    WHERE day BETWEEN {until:Date} - 55 AND {until:Date}
+)
+CROSS JOIN
+(
+    SELECT count() AS automated_hosts
+    FROM
+    (
+        SELECT member FROM events
+        WHERE day BETWEEN {until:Date} - 55 AND {until:Date} AND source = 'core' AND hostname IS NOT NULL
+            AND NOT is_in_development AND NOT is_excluded(ifNull(hostname, ''))
+        GROUP BY member
+        HAVING min(is_automated)
+    )
+)
+CROSS JOIN
+(
+    SELECT if(unknown, NULL, countIf(only_in_development)) AS projects_in_development_only, any(networks) AS is_masked
+    FROM
+    (
+        SELECT maxIf(is_unknown, source = 'core' AND unit = 'projects') AS unknown, max(has_masked AND NOT has_whole) AS networks
+        FROM spans(until = {until:Date}, days = 28) WHERE period = 0
+    )
+    CROSS JOIN
+    (
+        SELECT min(is_in_development) AS only_in_development FROM events
+        WHERE day BETWEEN {until:Date} - 27 AND {until:Date} AND source = 'core' AND fields.projectId IS NOT NULL
+            AND NOT is_automated AND NOT is_excluded(ifNull(hostname, ''))
+        GROUP BY fields.projectId
+        UNION ALL SELECT false -- so that there is a row
+    )
+    GROUP BY unknown
+);

@@ -10,7 +10,10 @@ from typing import Any
 from server import ROOT, package
 
 SQL = (ROOT / "deploy/clickhouse.sql").read_text(encoding="utf-8")
-STATEMENTS = [re.sub(r"\s*--.*", "", part) for part in SQL.split(";\n") if part.strip()]
+STATEMENTS = [one for one in re.sub(r"\s*--.*", "", SQL).split(";\n") if one.strip()]
+
+# All but the INSERT, so that a test can insert what it likes.
+MAKE = [one for one in STATEMENTS if not one.strip().startswith("INSERT")]
 
 Rows = list[dict[str, Any]]
 

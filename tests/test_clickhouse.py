@@ -3,9 +3,10 @@
 import gzip
 from collections.abc import Iterator
 from datetime import date, timedelta
+from hashlib import sha256
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
@@ -21,36 +22,54 @@ HASH = "0123456789abcdef" * 4
 HOSTNAMES = [
     # Ten that are deployed, so that 90 % of them are a whole number.
     *("a.com", "b.com", "c.example.org", "d.io", "8.8.8.8", "2606:4700:4700::1111", "test.com"),
-    *("e.com", "f.com", "g.com"),
-    *("localhost", "dev", "a.localhost", "nas.local", "x.home.arpa", "127.0.0.1", "10.0.0.7"),
-    *("192.0.2.1", "100.64.0.1", "::1", "fd00::1", "2001:db8::1", None),
+    *("e.com", "f.netlify.app", "g.com"),
+    *("localhost", "a.localhost", "nas.lan", "x.home.arpa", "127.0.0.1", "2001:db8::1"),
+    *("x1.csb.app", "a.ngrok.io", "1--a.netlify.app", "a-git-main-b.vercel.app", None),
 ]
-ADDRESSES = [*(f"192.0.2.{n}" for n in range(9)), "2001:db8::1", None]
+ADDRESSES = [*(f"192.0.2.{n}" for n in range(9)), "2001:db8::1"]
+NETWORKS = [*(f"192.0.{n}.0" for n in range(7)), "2001:db8::", "2001:db8:1::"]
 PROJECTS = [*"pqrstuv", "\u00fc", '"\\', HASH, None]
 VERSIONS = [
-    "5.0.1",
-    "5.0.2",
-    "5.0",
-    "5",
-    "v5.1.0",
-    "4.57.10",
-    "10.0.0-rc.1",
-    "next",
-    "\u00e9",
-    "5.x",
+    *("5.0.1", "5.0.2", "5.0", "5", "v5.1.0", "4.57.10", "10.0.0-rc.1", "next", "\u00e9", "5.x"),
+    *("5.0.0-beta.1", "5-1.2", "5.0.0.1-x"),
 ]
-NODES = ["v22.11.0", "v22.9.0", "v20.1.0", "20", "bun"]
+NODES = ["v22.11.0", "v22.9.0", "v20.1.0", "20", "bun", "v23.0.0-nightly"]
 PACKAGES = ["@x/core", "cli", "antd", "\u00fcber"]
+BROWSERS = [("Firefox", "145.0"), ("Firefox", "144"), ("Chrome", "142.0.0.0"), (None, None)]
+ROBOTS = [("Googlebot", "2.1"), ("HeadlessChrome", "142.0.0.0")]
+PATTERNS = ["*.IO", "b.com"]
+PATTERNS_IN_SQL = "match(lower(host), '^(.*\\\\.io|b\\\\.com)$')"
+
+
+class Case(NamedTuple):
+    """What the folders of one test are like."""
+
+    days: int
+    gap: float
+    ways: list[str]  # how the addresses of a day stand
+    is_excluding: bool = False
+    has_projects: bool = True
+
+
+CASES = {
+    "gaps": Case(70, 0.3, ["full"]),
+    "whole": Case(70, 0.03, ["full"], is_excluding=True),
+    "masked": Case(60, 0, ["masked"]),
+    "hashed": Case(60, 0.1, ["hashed"], is_excluding=True),
+    "masked for a while": Case(60, 0, ["full"] * 15 + ["masked"]),
+    "not stored for a while": Case(60, 0, ["full"] * 15 + ["none"], has_projects=False),
+    "few days": Case(9, 0, ["full"]),
+}
 
 
 def core(chance: Random) -> dict[str, Any]:
-    browser = chance.choice([("Firefox", "145.0"), ("Firefox", "144"), ("Chrome", "142.0.0.0")])
+    browser = chance.choice(ROBOTS if chance.random() < 0.1 else BROWSERS)
     system = chance.choice([("Linux", None), ("Windows", "10"), ("Windows", "11"), (None, None)])
     providers = {name: chance.random() < 0.2 for name in PROVIDERS}
     count = chance.choice([0, 1, 9, 10, 1_000_000])
     payload = {"providers": providers, "version": chance.choice(VERSIONS), "resourceCount": count}
     names = ("browser", "browser_version", "os", "os_version")
-    agent = dict(zip(names, chance.choice([browser, (None, None)]) + system, strict=True))
+    agent = dict(zip(names, browser + system, strict=True))
     return {"hostname": chance.choice(HOSTNAMES), **agent, "payload": payload}
 
 
@@ -64,37 +83,45 @@ def cli(chance: Random) -> dict[str, Any]:
     return {"payload": payload | {"projectFramework": chance.choice(["vite", "nextjs"])}}
 
 
-def lines(chance: Random, day: date, addresses: list[str | None]) -> Iterator[bytes]:
-    for _ in range(chance.randrange(1, 12)):
+def address(chance: Random, way: str, key: str) -> str | None:
+    if way == "none" or chance.random() < 0.03:
+        return None
+    if way == "hashed":
+        text = f"{key} {chance.choice(ADDRESSES)}"
+        return sha256(text.encode()).hexdigest()
+    return chance.choice(NETWORKS if way == "masked" else ADDRESSES)
+
+
+def lines(chance: Random, case: Case, collector: str, day: date) -> Iterator[bytes]:
+    way = chance.choice(case.ways)
+    for _ in range(chance.randrange(1, 20)):
         source, make = chance.choice([("core", core), ("cli", cli)])
         record: dict[str, Any] = {
             "id": str(UUID(int=chance.getrandbits(128), version=4)),
             "received_at": f"{day}T{chance.randrange(24):02}:00:00.000Z",
             "source": source,
-            "ip": chance.choice(addresses),
+            "ip": address(chance, way, f"{collector} {day}"),
             **make(chance),
         }
-        record["payload"]["projectId"] = chance.choice(PROJECTS)
+        record["payload"]["projectId"] = chance.choice(PROJECTS) if case.has_projects else None
         # What is sent again on the same day decides with what a host or project was last seen.
         for _ in range(chance.choice([1, 1, 1, 2])):
             yield f"{encode(record)}\n".encode("ascii")
             record["id"] = str(UUID(int=chance.getrandbits(128), version=4))
 
 
-def write_collectors(root: Path, seed: int) -> list[Path]:
-    """Write the files of two collectors: with gaps, compressed and plain, some with hashes."""
-    chance = Random(seed)
-    first_day = UNTIL - timedelta(days=[70, 55, 54, 40][seed])
-    addresses = [*ADDRESSES, HASH] if seed % 3 == 2 else ADDRESSES
+def write_collectors(root: Path, case: Case, chance: Random) -> list[Path]:
+    """Write the files of two collectors: with gaps, compressed and plain."""
+    first_day = UNTIL - timedelta(days=case.days)
     collectors = [root / "collectors/a", root / "collectors/b"]
     for directory in collectors:
         directory.mkdir(parents=True)
-        for n in range((UNTIL - first_day).days + 3):
-            day = first_day + timedelta(days=n)
-            content = b"".join(lines(chance, day, addresses))
+    for n in range(case.days + 3):
+        day = first_day + timedelta(days=n)
+        has_gap = chance.random() < case.gap or (case.gap > 0.2 and 20 <= n < 30)
+        for directory in collectors if not has_gap else []:
+            content = b"".join(lines(chance, case, directory.name, day))
             path = directory / f"events-{day}.jsonl"
-            if (n and chance.random() < 0.2) or 20 <= n < 30:  # also a whole week without a file
-                continue
             if chance.random() < 0.5:
                 path.write_bytes(content)
             else:
@@ -103,7 +130,7 @@ def write_collectors(root: Path, seed: int) -> list[Path]:
 
 
 def queries(until: date) -> list[str]:
-    names = ("active", "adoption", "lists", "list_versions", "resource_count")
+    names = ("active", "adoption", "lists", "list_versions", "resource_count", "totals")
     return [
         *(f"SELECT * FROM {name}(until = '{until}')" for name in names),
         *(f"SELECT * FROM trend(until = '{until}', days = {days})" for days in (7, 1)),
@@ -161,23 +188,44 @@ def values(rows: clickhouse.Rows) -> list[tuple[Any, ...]]:
     return [tuple(row.values()) for row in rows]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_every_view_gives_the_numbers_of_the_report(tmp_path: Path, seed: int) -> None:
-    directories = write_collectors(tmp_path, seed)
+def totals(report: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "core_events": report["events"]["core"],
+        "cli_events": report["events"]["cli"],
+        "core_with_project": report["with_project"]["core"],
+        "cli_with_project": report["with_project"]["cli"],
+        "automated_events": report["automated"]["events"],
+        "excluded_events": report["excluded"]["events"],
+        "automated_hosts": report["automated"]["hosts"],
+        "projects_in_development_only": report["projects_in_development_only"],
+        "is_masked": report["masked"],
+    }
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_view_gives_the_numbers_of_the_report(tmp_path: Path, case: Case, seed: int) -> None:
+    directories = write_collectors(tmp_path, case, Random(seed))
     untils = [UNTIL, UNTIL - timedelta(days=9)]
     insert = clickhouse.insert(tmp_path / "collectors")
     again = insert.replace("/*/", "/a/")  # not all, or each number could be twice what it is
-    make = [one for one in clickhouse.STATEMENTS if "INSERT" not in one]
+    patterns = PATTERNS if case.is_excluding else []
+    make = [
+        one.replace("host -> false", f"host -> {PATTERNS_IN_SQL}") if case.is_excluding else one
+        for one in clickhouse.MAKE
+    ]
     asked = [query for until in untils for query in queries(until)]
     answers = clickhouse.ask(tmp_path / "warehouse", *make, insert, again, *asked)[-len(asked) :]
 
     for number, until in enumerate(untils):
-        report = naive_report(directories, until - timedelta(days=55), until, until)
-        got = answers[7 * number : 7 * number + 7]
+        since = until - timedelta(days=55)
+        report = naive_report(directories, since, until, until, patterns=patterns)
+        got = answers[8 * number : 8 * number + 8]
         assert got[0] == active(report)
         assert values(got[1]) == adoption(report)
         assert values(got[2]) == [row[:5] for row in list_rows(report)]
         assert values(got[3]) == list(versions(report))
         assert got[4] == [report["core"]["resource_count"]]
-        assert values(got[5]) == trend(report["weeks"])
-        assert values(got[6]) == trend(report["days"])
+        assert got[5] == [totals(report)]
+        assert values(got[6]) == trend(report["weeks"])
+        assert values(got[7]) == trend(report["days"])
