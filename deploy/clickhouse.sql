@@ -254,7 +254,7 @@ LEFT JOIN
         uniqExact(member) AS found,
         if({days:UInt16} > 1, max(is_hash), uniqExactIf(collector, is_hash) > 1) AS is_hashed
     FROM units
-    WHERE unit >= 'hosts' AND day BETWEEN {until:Date} - 55 AND {until:Date}
+    WHERE units.unit >= 'hosts' AND day BETWEEN {until:Date} - 55 AND {until:Date}
     GROUP BY period, source, unit
     UNION ALL -- of the events themselves nothing is read but the key
     SELECT intDiv({until:Date} - day, {days:UInt16}) AS period, toString(source) AS source, 'events', count(), false
@@ -408,7 +408,7 @@ SELECT * FROM
         countIf(is_automated AND NOT left_out) AS automated_events, countIf(left_out) AS excluded_events
     FROM events FINAL
     WHERE day BETWEEN {until:Date} - 55 AND {until:Date}
-)
+) AS events
 CROSS JOIN
 (
     SELECT count() AS automated_hosts
@@ -420,7 +420,7 @@ CROSS JOIN
         GROUP BY member
         HAVING min(is_automated)
     )
-)
+) AS robots
 CROSS JOIN
 (
     SELECT if(unknown, NULL, countIf(only_in_development)) AS projects_in_development_only, any(networks) AS is_masked
@@ -428,7 +428,7 @@ CROSS JOIN
     (
         SELECT maxIf(is_unknown, source = 'core' AND unit = 'projects') AS unknown, max(has_masked AND NOT has_whole) AS networks
         FROM spans(until = {until:Date}, days = 28) WHERE period = 0
-    )
+    ) AS recorded
     CROSS JOIN
     (
         SELECT min(is_in_development) AS only_in_development FROM events
@@ -436,6 +436,6 @@ CROSS JOIN
             AND NOT is_automated AND NOT is_excluded(ifNull(hostname, ''))
         GROUP BY fields.projectId
         UNION ALL SELECT false -- so that there is a row
-    )
+    ) AS projects
     GROUP BY unknown
-);
+) AS last_28_days;
