@@ -111,7 +111,12 @@ class Receiver:
         self.thread.join(PATIENCE_SECONDS)
 
     def lines(self) -> list[bytes]:
-        return [line for _, body in self.inserts for line in body.splitlines()]
+        """Return the records, without the name that the shipper put in front."""
+        return [
+            re.sub(rb'^{"collector":"[^"]+",', b"{", line)
+            for _, body in self.inserts
+            for line in body.splitlines()
+        ]
 
 
 @pytest.fixture
@@ -165,11 +170,11 @@ def syslog_ng(tmp_path: Path, data_dir: Path, receiver: Receiver) -> Iterator[Sy
 
 def read_by_clickhouse(directory: Path, collectors: Path) -> clickhouse.Rows:
     """Return the table's rows after clickhouse.sql has read the files of collectors, twice."""
-    table, insert = clickhouse.statement("CREATE TABLE"), clickhouse.insert(collectors)
-    return clickhouse.ask(directory, table, insert, insert, ROWS)[-1]
+    insert = clickhouse.insert(collectors)
+    return clickhouse.ask(directory, *clickhouse.MAKE, insert, insert, ROWS)[-1]
 
 
-ROWS = "SELECT * FROM events FINAL ORDER BY id"
+ROWS = "SELECT * EXCEPT collector FROM events FINAL ORDER BY id"
 
 
 def shipped(directory: Path, receiver: Receiver) -> clickhouse.Rows:
@@ -180,8 +185,7 @@ def shipped(directory: Path, receiver: Receiver) -> clickhouse.Rows:
         query, _, form = parameters.pop("query").partition(" FORMAT ")
         settings = ", ".join(f"{name} = '{value}'" for name, value in parameters.items())
         inserts.append(f"{query} SETTINGS {settings} FORMAT {form}\n{body.decode()}")
-    table = clickhouse.statement("CREATE TABLE")
-    return clickhouse.ask(directory, table, *inserts, ROWS)[-1]
+    return clickhouse.ask(directory, *clickhouse.MAKE, *inserts, ROWS)[-1]
 
 
 def report_on(data_dir: Path) -> dict[str, Any]:
