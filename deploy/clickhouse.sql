@@ -152,6 +152,11 @@ SELECT id, received_at, day, source, collector, ip, payload,
 FROM events FINAL
 WHERE source = 'cli';
 
+CREATE OR REPLACE VIEW counted AS
+SELECT id, day, source, member, ip, browser, browser_version, os, os_version, is_in_development, fields
+FROM events FINAL
+WHERE day BETWEEN {since:Date} AND {until:Date} AND NOT is_automated AND NOT is_excluded(ifNull(hostname, ''));
+
 -- The last 56 days in periods of `days`, the last one being 0: of how many days each has events, and
 -- which units were not recorded.  The definitions are in docs/report.md.
 
@@ -258,25 +263,21 @@ LEFT JOIN
     GROUP BY period, source, unit
     UNION ALL -- of the events themselves nothing is read but the key
     SELECT intDiv({until:Date} - day, {days:UInt16}) AS period, toString(source) AS source, 'events', count(), false
-    FROM events FINAL
-    WHERE day BETWEEN {until:Date} - 55 AND {until:Date} AND NOT is_automated AND NOT is_excluded(ifNull(hostname, ''))
+    FROM counted(since = {until:Date} - 55, until = {until:Date})
     GROUP BY period, source
 ) AS counts USING (period, source, unit)
 ORDER BY since, source = 'cli',
     indexOf(['events', 'hosts', 'projects', 'addresses', 'development_addresses'], unit);
 
--- The last day of each host and project in each period, and the versions that a host sent on it.
+-- The last day of each host and project in each of some periods, and the versions that a host sent
+-- on it.
 
 CREATE OR REPLACE VIEW last_days AS
-SELECT intDiv({until:Date} - active_on, {days:UInt16}) AS period, source, member,
-    max(active_on) AS day, argMax(sent, active_on) AS versions
-FROM
-(
-    SELECT source, member, day AS active_on, groupUniqArray(version) AS sent
-    FROM units
-    WHERE (unit, source) IN (('hosts', 'core'), ('projects', 'cli')) AND day BETWEEN {until:Date} - 55 AND {until:Date}
-    GROUP BY source, member, day
-)
+SELECT intDiv({until:Date} - active_on, {days:UInt16}) AS period, source, member, max(active_on) AS day,
+    arrayFilter(sent -> sent.1 = day, groupUniqArray((active_on, version))).2 AS versions
+FROM (SELECT unit, source, member, day AS active_on, version FROM units)
+WHERE (unit, source) IN (('hosts', 'core'), ('projects', 'cli'))
+    AND active_on <= {until:Date} AND active_on > {until:Date} - {periods:UInt16} * {days:UInt16}
 GROUP BY source, member, period;
 
 -- Hosts by series of versions in each of the last 8 weeks.  A host that sent more than one version
@@ -288,7 +289,7 @@ SELECT {until:Date} - 7 * period - 6 AS since, {until:Date} - 7 * period AS unti
     coalesce(nullIf(extract(version, '^v?(\\d+(?:\\.\\d+)?)'), ''), version)
         || if(match(version, '^v?\\d+(\\.\\d+)+-'), '-pre', '') AS series,
     count() AS hosts
-FROM last_days(until = {until:Date}, days = 7) AS hosts
+FROM last_days(until = {until:Date}, days = 7, periods = 8) AS hosts
 LEFT JOIN
 (
     SELECT day, member, argMax(version, (events, payload)) AS often
@@ -297,7 +298,7 @@ LEFT JOIN
         SELECT day, member, payload, any(ifNull(fields.version, '')) AS version, uniqExact(id) AS events
         FROM events
         WHERE source = 'core' AND NOT is_automated AND (day, member) IN (
-            SELECT day, member FROM last_days(until = {until:Date}, days = 7) WHERE length(versions) > 1)
+            SELECT day, member FROM last_days(until = {until:Date}, days = 7, periods = 8) WHERE length(versions) > 1)
         GROUP BY day, member, payload
     )
     GROUP BY day, member
@@ -315,47 +316,58 @@ FROM
     SELECT source, member, payload, uniqExact(id) AS events, any(id) AS event, any(fields.resourceCount) AS resources
     FROM events
     WHERE NOT is_automated AND (source, day, member) IN (
-        SELECT source, day, member FROM last_days(until = {until:Date}, days = 28) WHERE period = 0)
+        SELECT source, day, member FROM last_days(until = {until:Date}, days = 28, periods = 1))
     GROUP BY source, member, payload
 )
 GROUP BY source, member;
 
--- What the lists count, of the last 28 days: a row for each event, list, value and version.
--- `member` is the unit: the address, the project that ran the command, or, where a host or project
--- counts with what it was last seen with, the id of that event.
+-- What the lists count, of the last 28 days.  Equal events are put together before they are taken
+-- apart into rows: of lists, values and versions.  A host or project counts with what it was last
+-- seen with, but addresses, and the projects that ran a command, with all: these are `members`.
 
 CREATE OR REPLACE VIEW listed AS
-SELECT toString(source) AS source, row.1 AS list, row.2 AS value, row.3 AS version,
-    number = 1 AS is_first, -- of an event with two versions of a package
-    source = 'core' AND list IN ('browsers', 'operating_systems') AS is_of_addresses,
-    multiIf(
-        is_of_addresses, ip,
-        list = 'commands', projectId,
-        id IN (SELECT id FROM last_seen(until = {until:Date})), toString(id),
-        NULL) AS member,
-    is_of_addresses AND match(ifNull(member, ''), '^[0-9a-fA-F]{64}$') AS is_hashed
+WITH
+    v -> coalesce(nullIf(extract(v, '^v?(\\d+(?:\\.\\d+)?)'), ''), v)
+        || if(match(v, '^v?\\d+(\\.\\d+)+-'), '-pre', '') AS series,
+    v -> coalesce(nullIf(extract(v, '^v?(\\d+)'), ''), v) AS major
+SELECT toString(source) AS source, row.1 AS list, row.2 AS value, row.3 AS version, events, units, members, is_hashed,
+    number = 1 AS is_first -- of an event with two versions of a package
 FROM
 (
-    WITH
-        v -> coalesce(nullIf(extract(v, '^v?(\\d+(?:\\.\\d+)?)'), ''), v)
-            || if(match(v, '^v?\\d+(\\.\\d+)+-'), '-pre', '') AS series,
-        v -> coalesce(nullIf(extract(v, '^v?(\\d+)'), ''), v) AS major
-    SELECT source, id, ip, fields.projectId AS projectId, arrayDistinct(if(source = 'core',
+    SELECT source, events, units, members, false AS is_hashed, arrayDistinct(if(source = 'core',
         arrayConcat(
-            [('versions', fields.version, NULL),
-             ('browsers', browser, major(browser_version)),
-             ('operating_systems', os, os_version)],
-            arrayMap(name -> ('providers', name, NULL),
-                mapKeys(mapFilter((name, is_set) -> is_set, fields.providers)))),
+            [('versions', sent_version, NULL)],
+            arrayMap(name -> ('providers', name, NULL), providers)),
         arrayConcat(
-            [('commands', fields.command, NULL),
-             ('operating_systems', fields.os, NULL),
-             ('frameworks', fields.projectFramework, NULL),
-             ('environments', fields.nodeEnv, NULL),
-             ('node_versions', major(fields.nodeVersion), series(fields.nodeVersion))],
-            arrayMap(package -> ('packages', package.name, series(package.version)), fields.packages)))) AS found
-    FROM events FINAL
-    WHERE day BETWEEN {until:Date} - 27 AND {until:Date} AND NOT is_automated AND NOT is_excluded(ifNull(hostname, ''))
+            [('operating_systems', system, NULL),
+             ('frameworks', framework, NULL),
+             ('environments', environment, NULL),
+             ('node_versions', major(node), series(node))],
+            arrayMap(package -> ('packages', package.name, series(package.version)), packages)))) AS found
+    FROM
+    (
+        SELECT source, fields.version AS sent_version,
+            mapKeys(mapFilter((name, is_set) -> is_set, fields.providers)) AS providers,
+            fields.os AS system, fields.projectFramework AS framework, fields.nodeEnv AS environment,
+            fields.nodeVersion AS node, fields.packages AS packages,
+            count() AS events, countIf(id IN (SELECT id FROM last_seen(until = {until:Date}))) AS units,
+            uniqExactStateIf('', false) AS members
+        FROM counted(since = {until:Date} - 27, until = {until:Date})
+        GROUP BY source, sent_version, providers, system, framework, environment, node, packages
+    )
+    UNION ALL
+    SELECT source, events, 0, members, is_hashed, if(source = 'core',
+        [('browsers', browser, major(browser_version)), ('operating_systems', os, os_version)],
+        [('commands', command, NULL)])
+    FROM
+    (
+        WITH if(source = 'core', ip, fields.projectId) AS unit
+        SELECT source, browser, browser_version, os, os_version, fields.command AS command,
+            count() AS events, uniqExactStateIf(ifNull(unit, ''), unit IS NOT NULL) AS members,
+            max(source = 'core' AND match(ifNull(ip, ''), '^[0-9a-fA-F]{64}$')) AS is_hashed
+        FROM counted(since = {until:Date} - 27, until = {until:Date})
+        GROUP BY source, browser, browser_version, os, os_version, command
+    )
 )
 ARRAY JOIN found AS row, arrayEnumerateUniq(found.1, found.2) AS number;
 
@@ -364,11 +376,11 @@ WITH (
     SELECT groupArray((source, unit)) FROM spans(until = {until:Date}, days = 28) WHERE period = 0 AND is_unknown
 ) AS unknown
 SELECT source, list, value,
-    if(has(unknown, (source, multiIf(is_of_addresses, 'addresses', source = 'core', 'hosts', 'projects')))
-        OR max(is_hashed), NULL, uniqExact(member)) AS units,
-    countIf(is_first) AS events
-FROM listed(until = {until:Date})
-GROUP BY source, list, is_of_addresses, value
+    if(has(unknown, (source, multiIf(source = 'cli', 'projects', list IN ('browsers', 'operating_systems'), 'addresses', 'hosts')))
+        OR max(is_hashed), NULL, uniqExactMerge(members) + sumIf(listed.units, is_first)) AS units,
+    sumIf(listed.events, is_first) AS events
+FROM listed(until = {until:Date}) AS listed
+GROUP BY source, list, value
 ORDER BY source, list, coalesce(units, 0) DESC, events DESC, value IS NULL, value;
 
 CREATE OR REPLACE VIEW list_versions AS
@@ -376,11 +388,12 @@ WITH (
     SELECT groupArray((source, unit)) FROM spans(until = {until:Date}, days = 28) WHERE period = 0 AND is_unknown
 ) AS unknown
 SELECT source, list, value, version,
-    if(has(unknown, (source, if(is_of_addresses, 'addresses', 'projects'))) OR max(is_hashed), NULL, uniqExact(member)) AS units,
-    count() AS events
-FROM listed(until = {until:Date})
-WHERE is_of_addresses OR list IN ('node_versions', 'packages')
-GROUP BY source, list, is_of_addresses, value, version
+    if(has(unknown, (source, if(source = 'cli', 'projects', 'addresses'))) OR max(is_hashed),
+        NULL, uniqExactMerge(members) + sum(listed.units)) AS units,
+    sum(listed.events) AS events
+FROM listed(until = {until:Date}) AS listed
+WHERE (source, list) IN (('core', 'browsers'), ('core', 'operating_systems'), ('cli', 'node_versions'), ('cli', 'packages'))
+GROUP BY source, list, value, version
 ORDER BY source, list, value IS NULL, value, coalesce(units, 0) DESC, events DESC, version IS NULL, version;
 
 -- Of the hosts' resources; the median is the lower middle one.
