@@ -1,6 +1,8 @@
 """The views of deploy/clickhouse.sql give the report's numbers, of the files of two collectors."""
 
 import gzip
+import json
+import re
 from collections.abc import Iterator
 from datetime import date, timedelta
 from hashlib import sha256
@@ -14,6 +16,7 @@ import pytest
 import clickhouse
 from files.records import encode
 from naive_report import PROVIDERS, naive_report
+from report.hosts import ENDINGS, is_in_development
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +42,11 @@ BROWSERS = [("Firefox", "145.0"), ("Firefox", "144"), ("Chrome", "142.0.0.0"), (
 ROBOTS = [("Googlebot", "2.1"), ("HeadlessChrome", "142.0.0.0")]
 PATTERNS = ["*.IO", "b.com"]
 PATTERNS_IN_SQL = "match(lower(host), '^(.*\\\\.io|b\\\\.com)$')"
+
+
+PREVIEWS = ["a", "a--b", "a-git-b", "a-git-b-c", "b.a", "c.b.a", "a-pr-12", "a-pr-x", "a-pr-1-b"]
+PLATFORMS = ["netlify.app", "web.app", "vercel.app", "pages.dev", "onrender.com", "example.com"]
+NETWORKS_IN_SQL = re.findall(r"'([0-9a-f.:]+/[0-9]+)'", clickhouse.SQL)
 
 
 class Case(NamedTuple):
@@ -202,10 +210,9 @@ def totals(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_every_view_gives_the_numbers_of_the_report(tmp_path: Path, case: Case, seed: int) -> None:
-    directories = write_collectors(tmp_path, case, Random(seed))
+def test_every_view_gives_the_numbers_of_the_report(tmp_path: Path, case: Case) -> None:
+    directories = write_collectors(tmp_path, case, Random(str(case)))
     untils = [UNTIL, UNTIL - timedelta(days=9)]
     insert = clickhouse.insert(tmp_path / "collectors")
     again = insert.replace("/*/", "/a/")  # not all, or each number could be twice what it is
@@ -229,3 +236,23 @@ def test_every_view_gives_the_numbers_of_the_report(tmp_path: Path, case: Case, 
         assert got[5] == [totals(report)]
         assert values(got[6]) == trend(report["weeks"])
         assert values(got[7]) == trend(report["days"])
+
+
+def test_the_table_and_the_report_know_the_same_hosts_in_development(tmp_path: Path) -> None:
+    names = [
+        *(f"{before}{ending}" for ending in ENDINGS for before in ("a", "a.b", "")),
+        *(f"a{ending}.com" for ending in ENDINGS),
+        *(f"{before}.{after}" for before in PREVIEWS for after in PLATFORMS),
+        *(network.partition("/")[0] for network in NETWORKS_IN_SQL),
+        *("localhost", "1.1.1.1", "100.63.0.1", "100.128.0.1", "2606:4700::1", "fe80::1", "::2"),
+    ]
+    rows = ", ".join(
+        f"(generateUUIDv4(), now(), 'core', '{name}', '{{}}')" for name in names if name
+    )
+    insert = f"INSERT INTO events (id, received_at, source, hostname, payload) VALUES {rows}"
+    asked = "SELECT hostname, is_in_development FROM events"
+    *_, found = clickhouse.ask(tmp_path / "warehouse", *clickhouse.MAKE, insert, asked)
+
+    seen = {row["hostname"]: row["is_in_development"] for row in found}
+    assert seen == {name: is_in_development(json.dumps(name).encode()) for name in names if name}
+    assert 50 < sum(seen.values()) < len(seen) - 50

@@ -26,7 +26,7 @@ EXPECTED = {
     "A table of weeks for a spreadsheet": [
         '"until","hosts","projects","cli projects"',
         *(f'"2026-{day}",,,' for day in ("10-04", "10-11", "10-18", "10-25", "11-01", "11-08")),
-        '"2026-11-15",1,0,0',
+        '"2026-11-15",1,,0',
         '"2026-11-22",2,1,1',
     ],
     "A badge of active hosts for shields.io's endpoint": [
