@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from npm import APPS
-from server import ROOT, Server, wait_until
+from server import ROOT, Server, program, wait_until
 from test_readme import examples, run_here
 
 pytestmark = pytest.mark.slow
@@ -60,6 +60,8 @@ def test_every_command_of_the_page_prints_what_is_shown(
 ) -> None:
     monkeypatch.setenv("TELEMETRY_DATA_DIR", str(server.data_dir))
     monkeypatch.setenv("TELEMETRY_FRAMEWORK", "Sprout")
+    for name in ("curl", "node", "npm"):
+        program(name)
     environ = {"PATH": os.environ["PATH"], "HOME": str(sprout)}
     for command, expected in examples(PAGE):
         ran = subprocess.run(
