@@ -6,7 +6,7 @@ import socket
 import ssl
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from server import PATIENCE_SECONDS, ROOT, Answer, Server, program, read_answer, wait_until
 
@@ -80,6 +80,8 @@ class Front(Server):
 
 
 class Nginx(Front):
+    changes: ClassVar[dict[str, str]] = {}
+
     def command(self) -> list[str]:
         site = substitute(
             (ROOT / "deploy/nginx.conf").read_text(),
@@ -93,6 +95,7 @@ class Nginx(Front):
                 "/var/log/nginx/": f"{self.directory}/",
                 "/var/lib/telemetry-report": str(self.directory),
                 "127.0.0.1:8000": f"127.0.0.1:{self.server.port}",
+                **self.changes,
             },
         )
         (self.directory / "site.conf").write_text(site)
@@ -100,6 +103,15 @@ class Nginx(Front):
         conf = self.directory / "nginx.conf"
         conf.write_text(NGINX_CONF.format(directory=self.directory, user=user))
         return [program("nginx"), "-e", "stderr", "-c", str(conf), "-p", str(self.directory)]
+
+
+class NginxBehindCdn(Nginx):
+    """With the lines of its comment, for a CDN on loopback addresses."""
+
+    changes: ClassVar[dict[str, str]] = {
+        "# set_real_ip_from 192.0.2.0/24;": "set_real_ip_from 127.0.0.0/8;",
+        "# real_ip_": "real_ip_",
+    }
 
 
 class Caddy(Front):

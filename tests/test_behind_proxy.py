@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 import pytest
 
-from proxies import Caddy, Front, Nginx
+from proxies import Caddy, Front, Nginx, NginxBehindCdn
 from server import (
     CLI,
     COMMON_HEADERS,
@@ -166,6 +166,22 @@ def test_a_flood_is_limited_and_others_are_not(nginx: Front) -> None:
     assert json.loads(limited.body)["status"] == 429
     assert other.status == 204
     assert len(nginx.events()) == taken[204] + 1
+
+
+def test_behind_a_cdn_each_client_has_its_own_address_and_limit(behind: StartFront) -> None:
+    nginx = behind(NginxBehindCdn)
+
+    def send(client: str) -> int:
+        body = json.dumps(CLI).encode()
+        forwarded = [("X-Forwarded-For", f"6.6.6.6, {client}")]
+        return nginx.raw(request("POST", "/cli", forwarded, body), "127.0.0.9").status
+
+    clients = [f"203.0.113.{n}" for n in range(250)]
+    with ThreadPoolExecutor(16) as pool:
+        statuses = set(pool.map(send, clients))
+
+    assert statuses == {204}  # of one address, the limit takes about 100 at once
+    assert sorted(event["ip"] for event in nginx.events()) == sorted(clients)
 
 
 def test_slow_clients_delay_nobody_behind_nginx(nginx: Front) -> None:
