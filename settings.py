@@ -31,8 +31,8 @@ class ConfigError(SystemExit):
 
 
 def directory(value: str) -> Path:
-    # Left over from a shell that did not read it: a directory of that name would be created.
-    if value[0] in "'\"~$" or re.search(r"^[\s\0-\x1f\x7f]|[\s\0-\x1f\x7f]$", value):
+    # Shell syntax in a file that no shell reads, such as /etc/telemetry.env.
+    if value[0] in "'\"~$" or re.search(r"^[\s\0-\x1f\x7f-\x9f]|[\s\0-\x1f\x7f-\x9f]$", value):
         raise ValueError("a directory, without quotes, ~, $ or white space around it")
     path = Path(value)
     with contextlib.suppress(OSError):  # it may be accessible by the time it is created

@@ -39,6 +39,7 @@ def test_the_default_settings_are_those_of_the_contract() -> None:
         ("TELEMETRY_DATA_DIR", "/srv/data\r", "a directory, without quotes"),
         ("TELEMETRY_DATA_DIR", "/srv/data\x85", "a directory, without quotes"),
         ("TELEMETRY_DATA_DIR", "\x1b/srv/data", "a directory, without quotes"),
+        ("TELEMETRY_DATA_DIR", "/srv/data\x9b", "a directory, without quotes"),
         ("TELEMETRY_DATA_DIR", " ", "a directory, without quotes"),
         ("TELEMETRY_FRAMEWORK", "Sprout\nSprout", "one line of text"),
         ("TELEMETRY_FRAMEWORK", " ", "one line of text"),
