@@ -146,10 +146,8 @@ class DeferredResponse(Response):
     sync.
     """
 
-    default_mimetype = None
-
     def __init__(self, store: Store, batch: Batch, stored: Prepared) -> None:
-        super().__init__()
+        # Without super().__init__(): Flask only calls it, and has no session to add a cookie for.
         self.store, self.batch, self.stored = store, batch, stored
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
@@ -158,7 +156,7 @@ class DeferredResponse(Response):
             self.store.wait(self.batch)
         except NotStored:
             prepared = RETRY_LATER
-        start_response(prepared.status, [*prepared.headers, *self.headers])
+        start_response(prepared.status, list(prepared.headers))
         yield prepared.body
 
 
