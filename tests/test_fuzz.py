@@ -1,17 +1,19 @@
-"""Random requests on a real socket, for a bounded time; TEST_SEED repeats a run."""
+"""Random requests on a real socket, for FUZZ_SECONDS; TEST_SEED repeats a run."""
 
 import json
+import math
 import os
 import random
 import time
 from base64 import b64encode
+from pathlib import Path
 
 import pytest
 
-from server import CLI, CORE, Server
+from server import CLI, CORE, Server, wait_until
 
 pytestmark = pytest.mark.slow
-FUZZ_SECONDS = 8
+FUZZ_SECONDS = int(os.environ.get("FUZZ_SECONDS", "8"))
 
 
 def head(line: str, *headers: str) -> bytes:
@@ -47,11 +49,17 @@ def mutate(request: bytes, chance: random.Random) -> bytes:
     return request
 
 
+def resident_kib(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0])
+
+
 def test_whatever_is_sent_is_answered_below_500_and_breaks_no_line(server: Server) -> None:
     seed = int(os.environ.get("TEST_SEED", time.time_ns() % 2**32))
     print(f"TEST_SEED={seed}")
     chance = random.Random(seed)
-    stored = sent = 0
+    wait_until(server.workers)
+    (worker,) = server.workers()
+    stored = sent = memory_kib = 0
     until = time.monotonic() + FUZZ_SECONDS
     while time.monotonic() < until:
         request = mutate(chance.choice(good_requests()), chance)
@@ -59,8 +67,11 @@ def test_whatever_is_sent_is_answered_below_500_and_breaks_no_line(server: Serve
         sent += 1
         assert answer.status < 500, request
         assert answer.status not in range(300, 400), request
+        if sent == 500:
+            memory_kib = resident_kib(worker)
         stored += answer.headers.get("x-telemetry-outcome") == "stored"
 
+    assert resident_kib(worker) < (memory_kib or math.inf) + 8 * 1024
     lines = server.lines()
     assert 0 < stored <= len(lines) < sent
     for line in lines:

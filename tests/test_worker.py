@@ -500,7 +500,7 @@ def test_an_error_of_a_system_call_costs_one_connection_at_most(data_dir: Path, 
         assert load.projects() <= {one["payload"]["projectId"] for one in server.events()}
         for _ in range(9):
             with contextlib.suppress(OSError):  # that one was reset
-                assert server.send("POST", "/cli", [CLOSE], b" " * 2**17).status in (413, 0)
+                assert server.send("POST", "/cli", [CLOSE], b" " * 2**17).status in (413, 503, 0)
         assert sum("Booting worker" in line for line in server.log) == 1
     finally:
         server.kill()

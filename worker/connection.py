@@ -26,6 +26,7 @@ from worker.exchange import (
 RECEIVE_SECONDS = 9.0  # requests have 10 to arrive; deadlines are checked once a tick
 FRESH_SECONDS = 1.0
 RECV_BYTES = 2**16
+MAX_DRAINED_BYTES = 2**24
 MAX_REQUEST_BYTES = 2**19  # enough for the longest body in chunks of one byte
 
 
@@ -68,12 +69,33 @@ class Connection:
         with contextlib.suppress(OSError):
             self.sock.close()
 
-    def feed(self, content: bytes) -> None:
-        """Parse what was received; it is empty when the client has closed its side."""
-        if not content:
+    def flush(self) -> None:
+        """Send what the client takes now."""
+        with contextlib.suppress(BlockingIOError):
+            sent = self.sock.send(self.unsent, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self.unsent = self.unsent[sent:]
+
+    def start_draining(self) -> None:
+        """Only read from now on: with unread bytes close() would send a reset."""
+        if self.drained_bytes is None:
+            self.drained_bytes = 0
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def receive(self) -> int:
+        """Receive, parse, and return how many bytes came.  Raises BlockingIOError if none did."""
+        content = self.sock.recv(RECV_BYTES, socket.MSG_DONTWAIT)
+        if self.drained_bytes is not None:
+            self.drained_bytes += len(content)
+            self.has_unread = bool(content) and self.drained_bytes < MAX_DRAINED_BYTES
+        elif content:
+            self.feed(content)
+        else:  # the client has closed its side
             self.end(INCOMPLETE)
             self.has_unread = False
-            return
+        return len(content)
+
+    def feed(self, content: bytes) -> None:
+        """Parse what was received; complete requests join the queue."""
         try:
             self.parse(content)
         except HttpParserCallbackError:

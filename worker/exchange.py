@@ -82,7 +82,8 @@ class Exchange:
         environ = self.environ
         if self.refusal or environ["REQUEST_METHOD"] == "CONNECT":
             raise HttpParserError("a tunnel")
-        lines = [f"{environ['REQUEST_METHOD']} {self.target.decode()} HTTP/1.1"]
+        method, version = environ["REQUEST_METHOD"], environ["SERVER_PROTOCOL"]
+        lines = [f"{method} {self.target.decode()} {version}"]
         for key, value in environ.items():
             if key.startswith(("HTTP_", "CONTENT_")) and key != "HTTP_UPGRADE":
                 lines.append(f"{key.removeprefix('HTTP_').replace('_', '-')}: {value}")

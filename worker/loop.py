@@ -20,7 +20,6 @@ from worker.exchange import INCOMPLETE, Environ, Exchange, response_bytes
 
 TICK_SECONDS = 1.0
 IMMEDIATELY_SECONDS = 0.005  # how long poll() takes when something has been waiting
-MAX_DRAINED_BYTES = 2**24
 MAX_HELD_BYTES = 2**24  # of all connections: incomplete requests, and what clients do not read
 # Received in a round, with what a parsed request takes beside that; more waits in the kernel, so
 # that a round neither takes long nor fills the store's queue.
@@ -28,13 +27,14 @@ MAX_ROUND_BYTES = 2**21
 REQUEST_BYTES = 2**9
 READ_SECONDS = 0.1  # nor does a busy machine make it long
 MAX_TOGETHER = 256  # requests of one connection in a round
-MAX_WAIT_SECONDS = 2.8  # a request whose response would come later is refused at once
+# On a slow disk, a request whose response would come later than that is refused at once.
+MAX_WAIT_SECONDS = 2.8
+SLOW_ROUND_SECONDS = 0.3
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 FAILED = problem(500, "Internal error; the server's log has the reason.")
 
 # gunicorn's settings without a meaning here, and what to do instead.
-PARSER = "llhttp parses requests, and has no such setting"
 UNSUPPORTED = {
     "certfile": "let a proxy in front end TLS",
     "keyfile": "let a proxy in front end TLS",
@@ -44,19 +44,15 @@ UNSUPPORTED = {
     "protocol": "let the proxy in front speak HTTP",
     "accesslog": "an access log would hold addresses and payloads",
     "max_requests": "a worker's memory does not grow",
-    "limit_request_line": PARSER,
-    "limit_request_fields": PARSER,
-    "limit_request_field_size": PARSER,
-    "permit_obsolete_folding": PARSER,
-    "permit_unconventional_http_method": PARSER,
-    "permit_unconventional_http_version": PARSER,
-    "strip_header_spaces": PARSER,
-    "casefold_http_method": PARSER,
-    "header_map": PARSER,
-    "http_parser": PARSER,
     "forwarder_headers": "headers never set the path",
     "secure_scheme_headers": "headers never set the scheme",
 }
+UNSUPPORTED |= dict.fromkeys(
+    "limit_request_line limit_request_fields limit_request_field_size header_map http_parser "
+    "permit_obsolete_folding permit_unconventional_http_method strip_header_spaces "
+    "permit_unconventional_http_version casefold_http_method".split(),  # noqa: SIM905
+    "llhttp parses requests, and has no such setting",
+)
 
 
 class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
@@ -80,7 +76,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         self.max_connections = self.cfg.worker_connections
         self.keepalive_seconds = self.cfg.keepalive
         self.ready: list[Connection] = []
-        self.round_bytes = self.unbounded_bytes = 0
+        self.round_bytes = self.unchecked_bytes = 0
         self.round_seconds = self.next_tick = 0.0
         self.has_left_some = False
         self.waiting_since = time.monotonic()  # nothing that is unread now came earlier
@@ -90,7 +86,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         self.watched: set[int] = set()  # of the listeners, and the pipe that signals write to
         for listener in self.listeners.values():
             defer_accept(listener)
-        while self.alive or any(one.delays_shutdown for one in self.connections.values()):
+        while self.listeners or any(one.delays_shutdown for one in self.connections.values()):
             try:
                 self.run_round()
             except Exception:
@@ -151,6 +147,8 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         """Run a step for one connection; an error drops it, and affects no other."""
         try:
             step(one, *arguments)
+        except OSError:  # the client is gone
+            self.close(one)
         except Exception:
             self.log.exception("a connection was dropped after an error")
             self.close(one)
@@ -213,82 +211,19 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
 
     def proceed(self, connection: Connection) -> None:
         """Go on where the connection waited: for room to send, or for bytes."""
-        if connection.unsent:
-            self.flush(connection)
-            return
         if connection.complete:
-            return  # they are answered first
-        try:
-            content = connection.sock.recv(RECV_BYTES, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            self.settle(connection)
-        except OSError:
-            self.close(connection)
+            return  # in this round already
+        if connection.unsent:
+            connection.flush()
         else:
-            self.receive(connection, content)
-
-    def receive(self, connection: Connection, content: bytes) -> None:
-        if connection.drained_bytes is None:
-            connection.feed(content)
-            self.round_bytes += len(content) + REQUEST_BYTES * len(connection.complete)
-            self.examine(connection)
-        else:
-            connection.drained_bytes += len(content)
-            if not content or connection.drained_bytes > MAX_DRAINED_BYTES:
-                self.close(connection)
-
-    def examine(self, connection: Connection) -> None:
-        if not connection.complete:
-            self.unbounded_bytes += RECV_BYTES
-            self.settle(connection)
-        else:
-            self.ready.append(connection)
-
-    def expire(self, connection: Connection) -> None:
-        if connection.is_receiving and not connection.unsent:
-            connection.end(INCOMPLETE)
-            self.examine(connection)
-        else:
-            self.close(connection)
-
-    def refuse(self, connection: Connection) -> None:
-        """Answer one request with 503 for lack of room, and drop what else was received."""
-        connection.end(INCOMPLETE)
-        connection.complete.clear()
-        self.send(connection, response_bytes(RETRY_LATER))
-
-    def bound_held(self) -> None:
-        """Drop the largest connections if all together take too much memory."""
-        if self.unbounded_bytes < MAX_HELD_BYTES / 16:
-            return
-        self.unbounded_bytes = 0
-        connections = sorted(self.connections.values(), key=lambda one: one.held_bytes)
-        excess = sum(one.held_bytes for one in connections) - MAX_HELD_BYTES
-        while excess > 0:
-            largest = connections.pop()
-            excess -= largest.held_bytes
-            self.attempt(self.close if largest.unsent else self.refuse, largest)
-
-    def send(self, connection: Connection, content: bytes) -> None:
-        connection.unsent += content
-        connection.deadline = time.monotonic() + RECEIVE_SECONDS
-        self.flush(connection)
-
-    def flush(self, connection: Connection) -> None:
-        flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-        try:
-            sent = connection.sock.send(connection.unsent, flags)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.close(connection)
-            return
-        connection.unsent = connection.unsent[sent:]
-        self.unbounded_bytes += len(connection.unsent)
+            with contextlib.suppress(BlockingIOError):
+                received_bytes = connection.receive()
+                self.unchecked_bytes += received_bytes
+                self.round_bytes += received_bytes + REQUEST_BYTES * len(connection.complete)
         self.settle(connection)
 
     def settle(self, connection: Connection) -> None:
-        """Wait for what comes next on this connection, or close it."""
+        """Find out what the connection waits for next, or close it."""
         if connection.unsent:
             self.watch(connection, EPOLLOUT)
         elif connection.complete:
@@ -301,16 +236,42 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
                 connection.deadline = time.monotonic() + connection.idle_seconds
             self.watch(connection, EPOLLIN)
         elif connection.has_unread:
-            self.drain(connection)
+            connection.start_draining()
+            self.watch(connection, EPOLLIN)
         else:
             self.close(connection)
 
-    def drain(self, connection: Connection) -> None:
-        """Read what the client still sends: with unread bytes close() would send a reset."""
-        if connection.drained_bytes is None:
-            connection.drained_bytes = 0
-            connection.sock.shutdown(socket.SHUT_WR)
-        self.watch(connection, EPOLLIN)
+    def expire(self, connection: Connection) -> None:
+        if connection.is_receiving and not connection.unsent:
+            connection.end(INCOMPLETE)
+            self.settle(connection)
+        else:
+            self.close(connection)
+
+    def send(self, connection: Connection, content: bytes) -> None:
+        connection.deadline = time.monotonic() + RECEIVE_SECONDS
+        connection.unsent += content
+        connection.flush()
+        self.unchecked_bytes += len(connection.unsent)
+        self.settle(connection)
+
+    def refuse(self, connection: Connection) -> None:
+        """Answer one request with 503 for lack of room, and drop what else was received."""
+        connection.end(INCOMPLETE)
+        connection.complete.clear()
+        self.send(connection, response_bytes(RETRY_LATER))
+
+    def bound_held(self) -> None:
+        """Drop the largest connections if all together take too much memory."""
+        if self.unchecked_bytes < MAX_HELD_BYTES / 16:
+            return
+        self.unchecked_bytes = 0
+        connections = sorted(self.connections.values(), key=lambda one: one.held_bytes)
+        excess = sum(one.held_bytes for one in connections) - MAX_HELD_BYTES
+        while excess > 0:
+            largest = connections.pop()
+            excess -= largest.held_bytes
+            self.attempt(self.close if largest.unsent else self.refuse, largest)
 
     def watch(self, connection: Connection, events: int) -> None:
         if not connection.events:
@@ -327,13 +288,14 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
 
     def answer_ready(self) -> None:
         ready, self.ready = self.ready, []
+        is_slow = self.round_seconds > SLOW_ROUND_SECONDS
         refuse_after = self.waiting_since + MAX_WAIT_SECONDS - self.round_seconds
         called = []
         for connection in ready:
-            if time.monotonic() < refuse_after:
-                called.append((connection, self.call_app(connection)))
-            else:
+            if is_slow and time.monotonic() > refuse_after:
                 self.attempt(self.refuse, connection)
+            else:
+                called.append((connection, self.call_app(connection)))
         began = time.monotonic()
         for connection, exchanges in called:
             self.attempt(self.answer, connection, exchanges)
