@@ -48,9 +48,18 @@ UNSUPPORTED = {
     "secure_scheme_headers": "headers never set the scheme",
 }
 UNSUPPORTED |= dict.fromkeys(
-    "limit_request_line limit_request_fields limit_request_field_size header_map http_parser "
-    "permit_obsolete_folding permit_unconventional_http_method strip_header_spaces "
-    "permit_unconventional_http_version casefold_http_method".split(),  # noqa: SIM905
+    [
+        "limit_request_line",
+        "limit_request_fields",
+        "limit_request_field_size",
+        "header_map",
+        "http_parser",
+        "permit_obsolete_folding",
+        "permit_unconventional_http_method",
+        "strip_header_spaces",
+        "permit_unconventional_http_version",
+        "casefold_http_method",
+    ],
     "llhttp parses requests, and has no such setting",
 )
 
