@@ -52,6 +52,7 @@ class Collector:
     store: Store
     housekeeping: Housekeeping
     warnings: set[str] = field(default_factory=set)
+    version: str = VERSION
 
     def warn_once(self, message: str) -> None:
         if message not in self.warnings:

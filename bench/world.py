@@ -32,8 +32,10 @@ BROWSERS = [
     *(("Edge", "142.0.0.0"), ("Firefox", "145.0"), ("Firefox", "144.0")),
     *(("Chrome Mobile", "142.0.0.0"), ("Safari", "18.6"), ("Safari", "26.1"), (None, None)),
 ]
-SYSTEMS = [("Windows", "10"), ("Mac OS X", "10.15.7"), ("Linux", None), ("iOS", "18.6")]
-SYSTEMS += [("Android", "10"), (None, None)]
+SYSTEMS: list[tuple[str | None, str | None]] = [
+    *(("Windows", "10"), ("Mac OS X", "10.15.7"), ("Linux", None), ("iOS", "18.6")),
+    *(("Android", "10"), (None, None)),
+]
 MACHINES = [("Linux", "6.8.0"), ("Windows", "10.0.22631"), ("macOS", "14.6"), ("macOS", "15.1")]
 NODES = ["v22.11.0", "v22.9.0", "v22.11.0", "v20.18.1", "v20.9.0", "v24.1.0", "v18.20.4"]
 ENVIRONMENTS = ["development", "development", "production", "ci", None]

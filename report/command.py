@@ -77,12 +77,12 @@ def report_command(
     framework = collector.settings.framework
     report = make_report(counted, framework, patterns, unfinished=period.until >= today)
     has_read = any(result.files_read for result in results) or (files and not wanted)
+    is_empty = not any(report["events"].values())
+    has_today = is_empty and has_events_of(files, today, patterns)
     if has_read or output == "-":
-        write(draw(report, style), output)
+        write(draw(report, style, people.Made(today, collector.version, has_today)), output)
     else:
         problems.append(f"--output {output}: not written, because nothing could be read")
-    if not any(report["events"].values()) and has_events_of(files, today, patterns):
-        click.echo("Today's events are not in it; --until today counts them.", err=True)
     for problem in problems:
         click.echo(f"Error: {problem}", err=True)
     if problems:
@@ -122,12 +122,12 @@ def has_events_of(files: list[DayFile], day: date, patterns: tuple[str, ...]) ->
     return any(sum(result.week.days[day].events.values()) for result in results)
 
 
-def draw(report: dict[str, Any], style: str) -> str:
+def draw(report: dict[str, Any], style: str, made: people.Made) -> str:
     if style == "json":
         return json.dumps(report, indent=1)
     if style == "html":
-        return people.draw_page(report)
-    return people.draw_text(report, shutil.get_terminal_size().columns, "utf-8")
+        return people.draw_page(report, made)
+    return people.draw_text(report, shutil.get_terminal_size().columns, made)
 
 
 # Where it goes.

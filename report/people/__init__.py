@@ -1,6 +1,7 @@
-"""The report for people: text for a terminal, and an HTML page."""
+"""The report for people: text for a terminal, and an HTML page, both drawn from one outline."""
 
+from report.people.outline import Made
 from report.people.page import draw_page
 from report.people.text import draw_text
 
-__all__ = ["draw_page", "draw_text"]
+__all__ = ["Made", "draw_page", "draw_text"]

@@ -1,389 +1,455 @@
-"""What the report tells people, derived from its JSON; text.py and page.py only draw it."""
+"""What the report tells people: one frozen value, made of its JSON, that text and page draw."""
 
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from datetime import date, timedelta
-from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from files.records import encode
-from report.lists import LISTS, UNITS, List
-
-Report = dict[str, Any]
-Window = dict[str, int | None]
+from report.people.bars import Report, Strip, Time, days_of, strip, weeks_of
+from report.people.listing import Listing, listings
+from report.people.versions import Adoption, Audience, adoption, newest_major
+from report.people.words import (
+    MIN_SHARE_BASE,
+    UNKNOWN,
+    change,
+    day_runs,
+    in_brackets,
+    long_date,
+    number,
+    percent_change,
+    plural,
+    share,
+)
 
 SOURCES = {"core": "Apps", "cli": "Command line"}
 FROM = {"core": "apps", "cli": "the command line"}
-BASES = {"hosts": "deployed hosts", "addresses": "addresses", "projects": "CLI projects"}
-ONE_AN_EVENT = {"core": "versions", "cli": "commands"}  # lists in which each event counts once
-TURNOVER = ("stayed", "new", "gone")
-UNKNOWN = "–"
-MIN_PERCENT_BASE = 100  # from a smaller base, a change in percent would mislead
-MAX_SERIES, MAX_NEWEST = 6, 3
-NAMED_FROM = 100  # a series is named if at least one in 100 hosts had it in some week
-MAX_GAPS = 3  # more are counted, not named
-NUMERIC_SERIES = re.compile(r"(\d{1,9})(?:\.(\d{1,9}))?", re.ASCII)
-
-# What the numbers are not.
-NOTES = {
-    "active": "Only what sends events is counted. A host is not a customer, and an address is not"
-    " a person; build machines have addresses, too. A change may come from the clients: a release"
-    " that first sends projectId adds projects that existed before.",
-    "turnover": "New: active in these 28 days but not in the 28 before; it may have been active"
-    " earlier. Gone: active only in the 28 before; it may still be installed.",
-    "adoption": "Each host counts once a week, with the version it was last seen with."
-    " A version is what a client claims.",
-    "other": '"Other" are versions without a number, and those of less than 1%.',
+TITLES = {
+    "hosts": "deployed hosts",
+    "projects": "projects",
+    "addresses": "addresses",
+    "development_addresses": "of them in development",
+}
+TURNOVER = {"gone": "only before", "stayed": "both", "new": "only now"}
+MIN_FILES = {"7": 6, "28": 24}  # of each window, or the two cannot be compared
+MARK = "*"
+MAX_DAYS = 366  # of the strip
+MAX_NAMES = 3
+MAX_LENGTH = len("999,999")
+WHY_NO_ADDRESSES = {
+    True: "none was stored on {days}, or several directories hashed them, each with its own key.",
+    False: "stored hashed, with a new key each day, or masked on some days and whole on others."
+    " Such days cannot be counted together.",
+}
+LIST_NOTES = {
     "core": "A host counts with what it was last seen with, an address with every browser and"
-    " system it was seen with.",
+    " system it came with.",
     "cli": "A project counts with what it was last seen with, and with every command it ran.",
 }
 
 
-class Gap(Enum):
-    """Why a week has no number."""
+class Made(NamedTuple):
+    """How the report was made, which its JSON does not say."""
 
-    NO_FILE = "no file"
-    UNKNOWN = "unknown"
+    today: date
+    version: str
+    has_today: bool = False  # today's file holds events, and the period ends before it
 
 
-Weekly = list[int | Gap]
-Levels = list[float | Gap]  # from 0 to 1
+class Sentence(NamedTuple):
+    strong: str
+    rest: str
+
+
+class Window(NamedTuple):
+    now: str
+    change: str
+    percent: str
+
+
+class Unit(NamedTuple):
+    title: str
+    is_part: bool  # of the row above
+    month: Window
+    week: Window
+    weeks: Strip
+    turnover: tuple[tuple[str, str, int], ...]  # kind, number, size; empty if it is unknown
+
+
+class Source(NamedTuple):
+    title: str
+    units: tuple[Unit, ...]
 
 
 class Active(NamedTuple):
-    """One unit of a source: its windows, keyed by their days, and its number in each week."""
+    marks: tuple[str, ...]  # of the columns of figures, where days are missing or not over
+    sources: tuple[Source, ...]
+    has_turnover: bool
+    is_long: bool  # too long for the usual columns
+    about_weeks: str
+    notes: tuple[str, ...]
 
-    source: str
-    unit: str
+
+class Days(NamedTuple):
+    strips: tuple[tuple[str, Strip], ...]
+    first: str
+    last: str
+    refused: str
+
+
+class Lists(NamedTuple):
     title: str
-    is_first: bool  # of its source
-    windows: dict[str, Window]
-    weeks: Weekly
-
-    @property
-    def levels(self) -> Levels:
-        greatest = max((count for count in self.weeks if isinstance(count, int)), default=0)
-        return [level(count, greatest) for count in self.weeks]
+    note: str
+    lists: tuple[Listing, ...]
+    resources: str
 
 
-class Series(NamedTuple):
-    """A series of versions, or several joined: its hosts and all hosts, in each week."""
+class Table(NamedTuple):
+    """Figures; a row of two cells says why it has none."""
 
-    name: str
-    hosts: Weekly
-    of: Weekly
-    or_newer: int | Gap | None  # hosts in the newest week; None for joined series
-
-    @property
-    def levels(self) -> Levels:
-        return [level(hosts, of) for hosts, of in zip(self.hosts, self.of, strict=True)]
+    id: str
+    caption: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
-class Row(NamedTuple):
-    label: str
-    units: int  # or events, if the list counts events
-    versions: list["Row"]
-
-
-class Listing(NamedTuple):
-    """One of the lists, ranked by its unit, or by events where no unit is known."""
-
-    source: str
-    name: str
+class Outline(NamedTuple):
     title: str
-    of: str  # what is counted: the unit, or events, for the reason in `why_events`
-    why_events: str
-    base: int
-    rows: list[Row]
+    sentences: tuple[Sentence, ...]
+    period: str
+    active: Active | None  # None if there is nothing to report
+    days: Days | None
+    adoption: Adoption | None
+    lists: tuple[Lists, ...]
+    week_figures: tuple[Table, ...]
+    day_figures: tuple[Table, ...]
+    refusals: Table | None
+    foot: str
 
 
-# Numbers as text
+def outline(report: Report, audience: Audience, made: Made) -> Outline:
+    """Decide all that is told: words, percentages, ranks, what is rare and what is unknown."""
+    until, sources = date.fromisoformat(report["until"]), sources_of(report)
+    is_empty = not sources
+    return Outline(
+        f"{report['framework']}: usage in the 28 days to {long_date(until)}",
+        nothing(report, made) if is_empty else sentences(report, sources, audience),
+        period(report, audience),
+        None if is_empty else active(report, sources),
+        None if is_empty else events_each_day(report, sources),
+        adoption(report, audience),
+        tuple(lists(report, source, audience) for source in sources),
+        tuple(
+            figures(report, source, "weeks", "week of", ("since", "files"))
+            for source in sources
+            if report["weeks"]
+        ),
+        tuple(figures(report, source, "days", "day", ("date",)) for source in sources),
+        refusals(report, audience),
+        foot(report, made),
+    )
 
 
-def number(count: int | Gap | None) -> str:
-    return f"{count:,}" if isinstance(count, int) else UNKNOWN
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def fraction(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
-
-
-def level(part: int | Gap, whole: int | Gap) -> float | Gap:
-    if isinstance(part, Gap) or isinstance(whole, Gap):
-        return Gap.NO_FILE if Gap.NO_FILE in (part, whole) else Gap.UNKNOWN
-    return fraction(part, whole)
-
-
-def share(part: int | Gap, whole: int | Gap) -> str:
-    """Return the percentage; never 0% for some, nor 100% for almost all."""
-    if isinstance(part, Gap) or isinstance(whole, Gap) or not whole:
-        return UNKNOWN
-    percent = round(100 * part / whole)
-    if percent == 0 and part:
-        return "<1%"
-    if percent == 100 and part < whole:
-        return ">99%"
-    return f"{percent}%"
-
-
-def change(window: Window) -> str:
-    now, before = window["now"], window["before"]
-    if now is None or before is None:
-        return UNKNOWN
-    return f"{now - before:+,}" if now != before else "0"
-
-
-def percent_change(window: Window) -> str:
-    """Return the change in percent, or "" if the base is too small."""
-    now, before = window["now"], window["before"]
-    if now is None or before is None or before < MIN_PERCENT_BASE or now == before:
-        return ""
-    percent = round(100 * (now - before) / before)
-    if percent == 0:
-        return "<1%"
-    return f"{percent:+}%" if percent < 1000 else ">999%"
-
-
-def readable(value: str | None) -> str:
-    """Return a value escaped as in the files: printable ASCII, safe on a terminal."""
-    return "unknown" if value is None else encode(value)[1:-1]
-
-
-def has_turnover(report: Report) -> bool:
-    return not has_no_before(report, 28)
-
-
-def turnover(window: Window) -> list[str]:
-    """Return the numbers of stayed, new and gone; a single dash if all are unknown."""
-    counts = [number(window[name]) for name in TURNOVER]
-    return counts if set(counts) != {UNKNOWN} else [UNKNOWN]
-
-
-# Period
-
-
-def length(report: Report) -> str:
-    days = len(report["days"])
-    return plural(days, "day") if days % 7 else plural(days // 7, "week")
-
-
-def missing(report: Report) -> str:
-    """Name the runs of days without a file, or count the days if there are many runs."""
-    gaps = list(runs(map(date.fromisoformat, report["missing_days"])))
-    if len(gaps) > MAX_GAPS:
-        return plural(len(report["missing_days"]), "day")
-    return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in gaps)
-
-
-def runs(days: Iterable[date]) -> Iterator[tuple[date, date]]:
-    """Yield the first and the last day of each run of consecutive days."""
-    run: list[date] = []
-    for day in days:
-        if run and day - run[-1] > timedelta(days=1):
-            yield run[0], run[-1]
-            run = []
-        run.append(day)
-    if run:
-        yield run[0], run[-1]
-
-
-def sources(report: Report) -> list[str]:
+def sources_of(report: Report) -> list[str]:
     """Return the sources that sent anything."""
-    return [source for source in SOURCES if report["events"][source] or has_active(report, source)]
+    return [source for source in SOURCES if report["events"][source] or was_active(report, source)]
 
 
-def has_week_without_file(report: Report) -> bool:
-    return any(week["core"]["events"] is None for week in report["weeks"])
-
-
-def has_active(report: Report, source: str) -> bool:
+def was_active(report: Report, source: str) -> bool:
     units = report["active"][source].values()
     return any(window["now"] != 0 or window["before"] for unit in units for window in unit.values())
 
 
-def events(report: Report) -> str:
-    """Say how many events were counted; "" if none."""
-    counts = [
-        f"{plural(report['events'][source], 'event')} of {FROM[source]}"
-        for source in sources(report)
-    ]
-    return f"Counted: {' and '.join(counts)}." if counts else ""
+# The first sentences
 
 
-def nothing(report: Report) -> str:
-    """Say why the report is empty."""
-    period = f"from {report['since']} to {report['until']}"
-    if len(report["missing_days"]) == len(report["days"]):
-        return f"Nothing to report: there is no events file {period}."
-    return f"Nothing to report: the events files {period} hold no event."
+def sentences(report: Report, sources: list[str], audience: Audience) -> tuple[Sentence, ...]:
+    source, unit, nouns = "core", "hosts", ("deployed host", "deployed hosts")
+    if "core" not in sources:
+        source, unit = "cli", "projects"
+        nouns = ("project of the command line", "projects of the command line")
+    window, files = report["active"][source][unit]["28"], report["files"]["28"]["now"]
+    newest = newest_major(report, audience)
+    return (active_sentence(window, nouns, files), *([Sentence(*newest)] if newest else []))
 
 
-# Active
+def active_sentence(window: dict[str, int | None], nouns: tuple[str, str], files: int) -> Sentence:
+    now, before = window["now"], window["before"]
+    if now is None:
+        return Sentence(f"Unknown: {nouns[1]}", ", for no event came with a projectId.")
+    said = " was active" if now == 1 else " were active"
+    if before is None:
+        said += f", counted on {files} of 28 days" if files < 28 else ""
+    elif now == before:
+        said += ", as many as in the 28 days before" if now else ""
+    else:
+        difference = f"{abs(now - before):,} {'more' if now > before else 'fewer'}"
+        said += f", {difference} than in the 28 days before"
+        said += in_brackets(percent_change(now, before))
+    return Sentence(f"{f'{now:,}' if now else 'No'} {nouns[now != 1]}", f"{said}.")
 
 
-def active(report: Report) -> list[Active]:
-    return [
-        Active(
-            source,
-            unit,
-            title,
-            at == 0,
-            report["active"][source][unit],
-            weekly(report, source, unit),
+def nothing(report: Report, made: Made) -> tuple[Sentence, ...]:
+    """Say why the report is empty, and how it would not be."""
+    period, has_files = f"from {report['since']} to {report['until']}", files_read(report) > 0
+    why = f"the events files {period} hold no event."
+    if not has_files:
+        why = f"there is no events file {period}."
+    if made.has_today:
+        today = f"today, {made.today}, and not finished: `flask report --until today` counts it."
+        why = f"{why} Another is of {today}" if has_files else f"the only file is of {today}"
+    return (Sentence("Nothing to report", f": {why}"),)
+
+
+def files_read(report: Report) -> int:
+    """Return of how many days there are files."""
+    return len(days_read(report)) - len(report["missing_days"])
+
+
+def days_read(report: Report) -> list[date]:
+    until = date.fromisoformat(report["until"])
+    first = min(date.fromisoformat(report["since"]), until - timedelta(days=55))
+    return [first + timedelta(days=n) for n in range((until - first).days + 1)]
+
+
+def period(report: Report, audience: Audience) -> str:
+    """Say which days are counted, and what is missing from them or left out."""
+    days = f"UTC days, {report['until']} is not over" if report["unfinished"] else "Whole UTC days"
+    said = [f"{days}; weeks from {report['weeks'][0]['since']}." if report["weeks"] else f"{days}."]
+    if missing := [date.fromisoformat(day) for day in report["missing_days"]]:
+        drawn = " (day hatched, week dashed)" if audience is Audience.PAGE else ""
+        said.append(f"No file of {day_runs(missing)}{drawn}.")
+    if report["automated"]["events"]:
+        said.append(left_out(report, audience))
+    if excluded := report["excluded"]["events"]:
+        said.append(f"Excluded by option: {plural(excluded, 'event')}.")
+    if lines := report["unreadable_lines"]:
+        said.append(f"{plural(lines, 'line')} could not be read.")
+    return " ".join(said)
+
+
+def left_out(report: Report, audience: Audience) -> str:
+    automated = report["automated"]
+    events = automated["events"]
+    every = events + report["excluded"]["events"] + sum(report["events"].values())
+    least = audience.least_events(events)
+    names = [row["value"] for row in automated["names"] if row["events"] >= least][:MAX_NAMES]
+    named = [audience.named(name) for name in names]
+    if len(names) < len(automated["names"]):
+        named.append("others")
+    return (
+        f"Left out: {plural(events, 'event')}{in_brackets(share(events, every))} of programs that"
+        f" name themselves bots: {', '.join(named)}."
+    )
+
+
+# The table of active units
+
+
+def active(report: Report, sources: list[str]) -> Active:
+    weeks = weeks_of(report)
+    found = tuple(
+        Source(
+            SOURCES[source],
+            tuple(unit_of(report, source, unit, weeks) for unit in report["active"][source]),
         )
-        for source in sources(report)
-        for at, (unit, title) in enumerate(UNITS[source].items())
-    ]
+        for source in sources
+    )
+    return Active(
+        tuple(mark for days in ("28", "7") for mark in marks(report, days)),
+        found,
+        any(unit.turnover for source in found for unit in source.units),
+        any(len(unit.month.now) > MAX_LENGTH for source in found for unit in source.units),
+        about_weeks(report, weeks),
+        (
+            *about_days(report),
+            *about_unknowns(report, sources),
+            " ".join(about_units(report, sources)),
+        ),
+    )
 
 
-def weekly(report: Report, source: str, unit: str) -> Weekly:
-    return [count_or_gap(week[source], unit) for week in report["weeks"]]
-
-
-def count_or_gap(figures: dict[str, int | None], unit: str) -> int | Gap:
-    """Return a figure of a day or a week, or why it has none."""
-    count = figures[unit]
-    if count is None:
-        return Gap.NO_FILE if figures["events"] is None else Gap.UNKNOWN
-    return count
-
-
-def reasons(report: Report) -> list[str]:
-    """Say why figures in the table of active units are unknown."""
-    said = []
-    days = next((days for days in (7, 28) if has_no_before(report, days)), None)
-    if days:
-        first = date.fromisoformat(report["until"]) - timedelta(days=2 * days - 1)
-        said.append(f"{UNKNOWN} There is no file from {first} or earlier to compare with.")
-    if any(is_hashed(report, row) for row in active(report)):
-        said.append(f"{UNKNOWN} Addresses are stored hashed: they cannot be counted beyond a day.")
-    return said
-
-
-def has_no_before(report: Report, days: int) -> bool:
-    # Hosts are never hashed.
-    return report["active"]["core"]["hosts"][str(days)]["before"] is None
-
-
-def is_hashed(report: Report, row: Active) -> bool:
-    counts = [row.windows[str(days)]["now"] for days in (7, 28)]
-    for days in (7, 28):
-        if not has_no_before(report, days):
-            counts += row.windows[str(days)].values()
-    return None in counts or Gap.UNKNOWN in row.weeks
-
-
-# Adoption
-
-
-def adoption(report: Report) -> list[Series]:
-    """Return the newest series of versions, newest first; then `older` and `other`, joined."""
-    weeks = report["adoption"]
-    names = {name for week in weeks for name in week["versions"]}
-    numeric = sorted(filter(NUMERIC_SERIES.fullmatch, names), key=series_key, reverse=True)
-    # Anybody can claim any version, so a series that hardly any host has is not named.
-    shown = [name for name in numeric if is_common(weeks, name)][:MAX_SERIES]
-    older = numeric[numeric.index(shown[-1]) + 1 :] if shown else numeric
-    joined = [
-        series(weeks, "older", lambda week: hosts_with(week, older)),
-        series(weeks, "other", lambda week: week["hosts"] - hosts_with(week, shown + older)),
-    ]
-    return [
-        *(own_series(weeks, name, numeric) for name in shown),
-        *(one for one in joined if any(count for count in one.hosts if count is not Gap.NO_FILE)),
-    ]
-
-
-def is_common(weeks: list[Any], name: str) -> bool:
-    return any(NAMED_FROM * hosts_with(week, [name]) >= (week["hosts"] or 1) for week in weeks)
-
-
-def own_series(weeks: list[Any], name: str, numeric: list[str]) -> Series:
-    newer = numeric[: numeric.index(name) + 1]
-    or_newer = each_week(weeks, lambda week: hosts_with(week, newer))[-1]
-    own = series(weeks, name, lambda week: hosts_with(week, [name]))
-    return own._replace(or_newer=or_newer)
-
-
-def series_key(name: str) -> list[int]:
-    match = NUMERIC_SERIES.fullmatch(name)
-    return [int(part or -1) for part in match.groups()] if match else []
-
-
-def series(weeks: list[Any], name: str, hosts: Callable[[Any], int]) -> Series:
-    counts = each_week(weeks, hosts)
-    return Series(name, counts, each_week(weeks, lambda week: week["hosts"]), None)
-
-
-def each_week(weeks: list[Any], hosts: Callable[[Any], int]) -> Weekly:
-    return [Gap.NO_FILE if week["hosts"] is None else hosts(week) for week in weeks]
-
-
-def hosts_with(week: dict[str, Any], names: list[str]) -> int:
-    return sum(week["versions"].get(name, 0) for name in names)
-
-
-def newest_week(report: Report) -> str:
-    hosts = report["adoption"][-1]["hosts"]
-    if hosts is None:
-        return "There is no file of the newest week."
-    return f"In the newest week, {plural(hosts, 'host')} sent."
-
-
-def or_newer(shown: list[Series]) -> str:
-    """Say what share of the hosts is on the newest series; "" if no host sent."""
-    own = [one for one in shown if one.or_newer][:MAX_NEWEST]
-    parts = [f"{share(one.or_newer or 0, one.of[-1])} on {one.name} or newer" for one in own]
-    return f"{', '.join(parts)}." if parts else ""
-
-
-def about_adoption(shown: list[Series]) -> str:
-    is_joined = any(one.name == "other" for one in shown)
-    return NOTES["adoption"] + (f" {NOTES['other']}" if is_joined else "")
-
-
-# Lists
-
-
-def listings(report: Report, source: str) -> list[Listing]:
-    """Return the source's lists that are not empty."""
-    return [
-        listing(report, one) for one in LISTS if one.source == source and report[source][one.name]
-    ]
-
-
-def listing(report: Report, one: List) -> Listing:
-    source, unit = one.source, one.unit
-    rows = report[source][one.name]
-    base = report["active"][source][unit]["28"]["now"]
-    if base:
-        return Listing(source, one.name, one.title, BASES[unit], "", base, ranked(rows, unit))
-    why = "addresses are stored hashed" if base is None else f"{BASES[unit]} are not known"
-    base = sum(row["events"] for row in report[source][ONE_AN_EVENT[source]])
-    return Listing(source, one.name, one.title, "events", why, base, ranked(rows, "events"))
-
-
-def ranked(rows: list[dict[str, Any]], unit: str) -> list[Row]:
-    """Return the rows, the most frequent first; rows that are equal keep their order."""
-    return [
-        Row(
-            readable(row["name"] if "name" in row else row["value"]),
-            row[unit],
-            ranked(row.get("versions", []), unit),
-        )
-        for row in sorted(rows, key=lambda row: -row[unit])
-    ]
-
-
-def resources(report: Report) -> str:
-    """Say how many resources the deployed hosts have; "" if that is unknown."""
-    count = report["core"]["resource_count"]
-    if count["max"] is None:
+def about_weeks(report: Report, weeks: list[Time]) -> str:
+    if not weeks:
         return ""
-    least, median, p90, most = (number(count[name]) for name in ("min", "median", "p90", "max"))
-    return f"median {median}, 90% of them at most {p90}, from {least} to {most}"
+    said = ["its own scale in each row"]
+    lacking = [(at, week.files) for at, week in enumerate(weeks, 1) if week.files < 7]
+    if len(lacking) > MAX_NAMES:
+        said.append(f"{len(lacking)} weeks lack files")
+    else:
+        said += [f"week {at} has files of {files} of 7 days" for at, files in lacking]
+    said += ["the newest is not over"] * report["unfinished"]
+    return f"Each week: {'; '.join(said)}."
+
+
+def unit_of(report: Report, source: str, unit: str, weeks: list[Time]) -> Unit:
+    windows = report["active"][source][unit]
+    is_networks = report["masked"] and unit == "addresses"
+    title = "networks" if is_networks else TITLES[unit]
+    counts = [week[source][unit] for week in report["weeks"]]
+    parts = [(kind, windows["28"][kind]) for kind in TURNOVER]
+    return Unit(
+        title,
+        unit == "development_addresses",
+        window_of(windows["28"]),
+        window_of(windows["7"]),
+        strip(f"{SOURCES[source]}, {title} each week", weeks, counts),
+        () if parts[0][1] is None else tuple((kind, number(n), n) for kind, n in parts),
+    )
+
+
+def window_of(window: dict[str, int | None]) -> Window:
+    now, before = window["now"], window["before"]
+    return Window(number(now), change(now, before), percent_change(now, before))
+
+
+def marks(report: Report, days: str) -> tuple[str, str]:
+    """Return the marks of the figures of a window, and of its changes."""
+    files = report["files"][days]
+    is_part = report["unfinished"] or files["now"] < int(days)
+    is_compared = can_compare(report, days)
+    return MARK * is_part, MARK * (is_compared and (is_part or files["before"] < int(days)))
+
+
+def can_compare(report: Report, days: str) -> bool:
+    files: dict[str, int] = report["files"][days]
+    return min(files.values()) >= MIN_FILES[days]
+
+
+def about_days(report: Report) -> Iterator[str]:
+    for days, files in report["files"].items():
+        lacking = [
+            f"{files[which]} of the {days} days{before}"
+            for which, before in (("now", ""), ("before", " before"))
+            if files[which] < int(days)
+        ]
+        if not can_compare(report, days):
+            yield f"{UNKNOWN} Files of {' and of '.join(lacking)}: too few to compare."
+        elif lacking:
+            yield f"{MARK} Files of {' and of '.join(lacking)}."
+    if report["unfinished"]:
+        yield f"{MARK} The last day is not over."
+
+
+def about_unknowns(report: Report, sources: list[str]) -> Iterator[str]:
+    """Say why figures are unknown although there are files."""
+    for source in sources:
+        if is_unknown(report, source, "projects"):
+            yield f"{UNKNOWN} No event of {FROM[source]} came with a projectId."
+    if any(is_unknown(report, source, "addresses") for source in sources):
+        without = sum(
+            any(day[source]["events"] and day[source]["addresses"] is None for source in sources)
+            for day in report["days"]
+        )
+        why = WHY_NO_ADDRESSES[without > 0].format(days=plural(without, "day"))
+        yield f"{UNKNOWN} Addresses: {why}"
+
+
+def is_unknown(report: Report, source: str, unit: str) -> bool:
+    windows = report["active"][source][unit]
+    figures = [window["now"] for window in windows.values()]
+    figures += [windows[days]["before"] for days in windows if can_compare(report, days)]
+    figures += [week[source][unit] for week in report["weeks"] if week["files"]]
+    return None in figures
+
+
+def about_units(report: Report, sources: list[str]) -> Iterator[str]:
+    """Say what the units are not, and of how many events they are known."""
+    said = "Rows overlap: do not add them. A host is not a customer, an address is not a person"
+    if can_compare(report, "28"):
+        earlier = date.fromisoformat(report["until"]) - timedelta(days=55)
+        said += (
+            f", and “only now” includes who was active before {long_date(earlier)} and came back"
+        )
+    yield f"{said}."
+    if report["masked"]:
+        yield "Addresses were stored masked, so networks are counted: /24 of IPv4, /48 of IPv6."
+    covered = [
+        f"{said} of the events of {FROM[source]}"
+        for source in sources
+        if (said := share(report["with_project"][source], report["events"][source]))
+    ]
+    if covered:
+        yield f"A projectId came with {' and with '.join(covered)}."
+    only, projects = report["projects_in_development_only"], report["active"]["core"]["projects"]
+    if only is not None and (total := projects["28"]["now"]):
+        yield (
+            f"{only:,} of {plural(total, 'project')} of apps{in_brackets(share(only, total))}"
+            f" {'was' if only == 1 else 'were'} seen in development only."
+        )
+
+
+# Days, lists and figures
+
+
+def events_each_day(report: Report, sources: list[str]) -> Days:
+    days = report["days"][-MAX_DAYS:]
+    times = days_of(report)[-MAX_DAYS:]
+    counts = {SOURCES[source]: [day[source]["events"] for day in days] for source in sources}
+    strips = [(name, strip(f"{name}, events each day", times, of)) for name, of in counts.items()]
+    refused = [day["refused"] for day in days]
+    if any(refused):
+        known = [time._replace(files=1) for time in times]
+        strips.append(("Refused", strip("Refused requests each day", known, refused)))
+    return Days(tuple(strips), days[0]["date"], days[-1]["date"], about_refused(report["days"]))
+
+
+def about_refused(days: list[Report]) -> str:
+    newest, before = days[-7:], days[-35:-7]
+    said = f"Refused: {refused_of(newest)} in the last {plural(len(newest), 'day')}"
+    if before:
+        said += f"; {refused_of(before)} in the {plural(len(before), 'day')} before"
+    return f"{said}."
+
+
+def refused_of(days: list[Report]) -> str:
+    refused = sum(day["refused"] for day in days)
+    every = refused + sum(day[source]["events"] or 0 for day in days for source in SOURCES)
+    return f"{refused:,} of {plural(every, 'request')}{in_brackets(share(refused, every, 1))}"
+
+
+def lists(report: Report, source: str, audience: Audience) -> Lists:
+    return Lists(
+        f"{SOURCES[source]}: with what, in 28 days",
+        LIST_NOTES[source],
+        listings(report, source, audience),
+        resources(report, audience) if source == "core" else "",
+    )
+
+
+def resources(report: Report, audience: Audience) -> str:
+    """Say how many resources apps have, unless that would tell of a single one."""
+    count, hosts = report["core"]["resource_count"], report["active"]["core"]["hosts"]["28"]["now"]
+    if count["median"] is None or (audience is Audience.PAGE and hosts < MIN_SHARE_BASE):
+        return ""
+    low, median, high = (number(count[name]) for name in ("p10", "median", "p90"))
+    return f"median {median}; 80% of the deployed hosts have from {low} to {high}"
+
+
+def figures(report: Report, source: str, kind: str, head: str, columns: tuple[str, ...]) -> Table:
+    """Return a table of the weeks or days, by their first column; no file is said."""
+    units = ("events", *report["active"][source])
+    rows = []
+    for row in report[kind]:
+        cells = [row[source][unit] for unit in units] + [row[name] for name in columns[1:]]
+        is_missing = row[source]["events"] is None
+        rows.append((row[columns[0]], *(["no file"] if is_missing else map(number, cells))))
+    heads = (head, *(TITLES.get(unit, unit) for unit in units), *columns[1:])
+    caption = f"{SOURCES[source]}, each {kind.removesuffix('s')}"
+    return Table(f"{source}-{kind}", caption, heads, tuple(rows))
+
+
+def refusals(report: Report, audience: Audience) -> Table | None:
+    rows, total = report["refused"], sum(row["events"] for row in report["refused"])
+    named = [row for row in rows if row["events"] >= audience.least_events(total)]
+    shown = [
+        (audience.named(row["detail"]), SOURCES.get(row["source"], "–"), number(row["events"]))
+        for row in named
+    ]
+    if rest := total - sum(row["events"] for row in named):
+        shown.append(("rare", "", number(rest)))
+    caption = f"Refused: {plural(total, 'request')}"
+    return Table("refused", caption, ("reason", "from", "requests"), tuple(shown)) if rows else None
+
+
+def foot(report: Report, made: Made) -> str:
+    read = f"of the files of {files_read(report):,} of {plural(len(days_read(report)), 'day')}"
+    return f"Made on {made.today}, {read}, by flask report {made.version}."

@@ -2,53 +2,29 @@
 
 import math
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import NamedTuple
 
 import click
 
-from report.people.outline import (
-    NOTES,
-    TURNOVER,
-    UNKNOWN,
-    Active,
-    Gap,
-    Levels,
-    Listing,
-    Report,
-    Row,
-    Series,
-    about_adoption,
-    active,
-    adoption,
-    change,
-    events,
-    fraction,
-    has_turnover,
-    length,
-    listings,
-    missing,
-    newest_week,
-    nothing,
-    number,
-    percent_change,
-    plural,
-    readable,
-    reasons,
-    resources,
-    share,
-    sources,
-)
+from report.people.bars import Bar, Report
+from report.people.listing import Row
+from report.people.outline import TURNOVER, Active, Days, Lists, Made, Outline, outline
+from report.people.versions import Adoption, Audience
+from report.people.words import UNKNOWN, cut
 
 MIN_WIDTH, MAX_WIDTH = 80, 120
-SPACE = "  "  # between columns
-MIN_SPARKLINE, MAX_TURNOVER = 9, 24
-TOP = 10  # of each list
-TOP_REFUSALS = 5
-VERSION_COLUMNS = 12
-SHORT = {"core": "Apps", "cli": "CLI"}
+GAP = "  "  # between columns
+MIN_SPARKLINE, MAX_TURNOVER, BAR_COLUMNS, MAX_PART = 9, 24, 14, 20
+ROW_COLUMNS = 2 + 2 + 9 + 2 + 4 + 2 + BAR_COLUMNS  # of a list's row, without its name
+INDENT = " " * 6
+TOP, TOP_REFUSALS = 10, 5
+LEVELS, EIGHTHS = "▁▂▃▄▅▆▇█", "▏▎▍▌▋▊▉█"
+TURNOVER_MARKS = "░█▒"
+NO_BAR = {"zero": "·", "missing": "x", "unknown": UNKNOWN}
+MEANINGS = {"zero": "none", "missing": "no file", "unknown": "unknown"}
+SHORT = {"Command line": "CLI", "of them in development": "in development"}
 
 # Draws the last column of a table, its heading first, in as many columns as are left.
 Draw = Callable[[int], list[str]]
@@ -57,219 +33,154 @@ heading = partial(click.style, bold=True)
 dim = partial(click.style, dim=True)
 
 
-def mark(drawn: str) -> str:
+def draw_text(report: Report, columns: int, made: Made) -> str:
+    width = min(max(columns, MIN_WIDTH), MAX_WIDTH)
+    lines = lines_of(outline(report, Audience.TERMINAL, made), width)
+    return "\n".join(line.rstrip() for line in lines).rstrip("\n")
+
+
+def lines_of(told: Outline, width: int) -> Iterator[str]:
+    yield heading(told.title)
+    yield from textwrap.wrap(" ".join(map("".join, told.sentences)), width)
+    yield from notes([told.period], width)
+    if told.active:
+        yield from active(told.active, width)
+    if told.adoption:
+        yield from versions(told.adoption, width)
+    if told.days:
+        yield from days(told.days, width)
+    for group in told.lists:
+        yield from lists(group, width)
+    if told.refusals:
+        yield heading(told.refusals.caption)
+        for reason, source, count in told.refusals.rows[:TOP_REFUSALS]:
+            row = f"  {count:>9}  {SHORT.get(source, source):<7}  {reason}"
+            yield from textwrap.wrap(row, width, subsequent_indent=" " * 20, drop_whitespace=False)
+        yield from ["", *more(len(told.refusals.rows) - TOP_REFUSALS)]
+    yield from notes([told.foot], width)
+
+
+def active(told: Active, width: int) -> Iterator[str]:
+    month, change, week, change_of_week = told.marks
+    heads = [f"28 days{month}", f"change{change}", "", f"7 days{week}", f"change{change_of_week}"]
+    table, turnover = [["Active", *heads]], [["28 days and the 28 before", *TURNOVER.values()]]
+    units = []
+    for source in told.sources:
+        name = SHORT.get(source.title, source.title)
+        for unit in source.units:
+            title = f"  {name:<4}  {' ' * unit.is_part}{SHORT.get(unit.title, unit.title)}"
+            table.append([title, *unit.month, unit.week.now, unit.week.change])
+            turnover.append([title, *([count for _, count, _ in unit.turnover] or [UNKNOWN] * 3)])
+            units.append(unit)
+            name = ""
+    strips = [unit.weeks.bars for unit in units]
+    yield from align(table, partial(sparklines, "week", strips), width)
+    yield from notes([f"{told.about_weeks} {legend(strips)}".strip(), *told.notes], width)
+    if told.has_turnover:
+        parts = [[size for _, _, size in unit.turnover] for unit in units]
+        yield from align(
+            turnover, lambda room: ["", *(turnover_bar(n, room) for n in parts)], width
+        )
+        yield ""
+
+
+def turnover_bar(sizes: list[int], room: int) -> str:
+    columns = min(room, MAX_TURNOVER)
+    ends = [0, *(round(columns * end / (sum(sizes) or 1)) for end in accumulate(sizes))]
+    return "".join(
+        mark * (end - start)
+        for mark, (start, end) in zip(TURNOVER_MARKS, pairwise(ends), strict=False)
+    )
+
+
+def versions(told: Adoption, width: int) -> Iterator[str]:
+    rows = [*told.series, *told.majors]
+    has_earlier = any(row.earlier for row in rows)
+    table = [["Versions of deployed hosts", "28 days", "", "week", "4 weeks before" * has_earlier]]
+    table += [[f"  {row.name}", row.hosts, row.share, row.week, row.earlier] for row in rows]
+    strips = [row.bars for row in told.series]
+    strips += [()] * len(told.majors)
+    yield from align(table, partial(sparklines, "week", strips), width)
+    yield from notes([legend(strips), *told.notes], width)
+
+
+def days(told: Days, width: int) -> Iterator[str]:
+    table = [[f"Events each day to {told.last}", "most"]]
+    table += [[f"  {name}", strip.most] for name, strip in told.strips]
+    strips = [strip.bars for _, strip in told.strips]
+    yield from align(table, partial(sparklines, "day", strips), width)
+    yield from notes([legend(strips), told.refused], width)
+
+
+def lists(group: Lists, width: int) -> Iterator[str]:
+    for one in group.lists:
+        yield from map(heading, textwrap.wrap(f"{one.title}, {one.base}", width))
+        shown = one.rows[:TOP]
+        columns = min(max(len(row.name) for row in shown), width - ROW_COLUMNS) if shown else 0
+        for row in shown:
+            yield from list_row(row, columns, width)
+        yield from more(len(one.rows) - TOP)
+        yield from notes(one.notes, width)
+    if group.resources:
+        yield from [heading("Resources of deployed hosts"), f"  {group.resources}", ""]
+    yield from notes([group.note], width)
+
+
+def list_row(row: Row, columns: int, width: int) -> Iterator[str]:
+    name = cut(row.name, columns).ljust(columns)
+    yield GAP.join(["", name, f"{row.units:>9}", f"{row.share:>4}", colour(bar(row.level))])
+    parts = [f"{cut(part.name, MAX_PART)} {part.share or part.units}" for part in row.parts]
+    text = " · ".join([*parts, row.more] if row.more else parts)
+    text = f"{row.majors}: {text}" if row.majors else text
+    yield from textwrap.wrap(text, width, initial_indent=INDENT, subsequent_indent=INDENT)
+
+
+# Parts
+
+
+def align(rows: list[list[str]], draw: Draw, width: int) -> Iterator[str]:
+    """Align the rows under their heading, which is the first row, and draw behind them."""
+    columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    room = width - sum(columns) - len(GAP) * len(columns)
+    for at, (row, drawn) in enumerate(zip(rows, draw(room), strict=True)):
+        line = GAP.join([row[0].ljust(columns[0]), *map(str.rjust, row[1:], columns[1:]), ""])
+        yield line + colour(drawn) if at else heading((line + drawn).rstrip())
+
+
+def sparklines(times: str, strips: Sequence[tuple[Bar, ...]], room: int) -> list[str]:
+    """Draw as many of the newest bars as there is room for."""
+    count = max(map(len, strips))
+    if room < MIN_SPARKLINE or not count:
+        return [""] * (1 + len(strips))
+    title = f"each {times}" if count <= room else f"last {room} {times}s"
+    return [title[:room], *("".join(map(spark, bars[-room:])) for bars in strips)]
+
+
+def spark(bar: Bar) -> str:
+    return NO_BAR.get(bar.kind) or LEVELS[max(math.ceil(bar.level * 8), 1) - 1]
+
+
+def legend(strips: Sequence[tuple[Bar, ...]]) -> str:
+    kinds = {bar.kind for bars in strips for bar in bars}
+    said = [f"{mark} {MEANINGS[kind]}" for kind, mark in NO_BAR.items() if kind in kinds]
+    return f"Bars: {', '.join(said)}." if said else ""
+
+
+def bar(level: float) -> str:
+    """Draw a bar in eighths of a column; a level above 0 gets at least one."""
+    whole, rest = divmod(max(round(level * BAR_COLUMNS * 8), level > 0), 8)
+    return "█" * whole + (EIGHTHS[rest - 1] if rest else "")
+
+
+def colour(drawn: str) -> str:
     return click.style(drawn, fg="cyan") if drawn else ""
 
 
-class Marks(NamedTuple):
-    """The characters that bars and sparklines consist of."""
-
-    levels: str
-    parts: str  # fill one column of a bar step by step
-    turnover: str  # stayed, new, gone
-    zero: str
-    no_file: str
-    unknown: str
-    ellipsis: str
+def more(count: int) -> list[str]:
+    return [f"  and {count:,} more"] if count > 0 else []
 
 
-BLOCKS = Marks("▁▂▃▄▅▆▇█", "▏▎▍▌▋▊▉█", "█▒░", "·", "x", UNKNOWN, "…")
-ASCII = Marks(":;=+*#%@", "#", "#+-", ".", "x", "-", "...")
-
-
-def draw_text(report: Report, width: int, encoding: str) -> str:
-    """Draw the report for a terminal of that width, with characters that its encoding has."""
-    marks = BLOCKS if can_encode("".join(BLOCKS), encoding) else ASCII
-    drawing = Drawing(report, min(max(width, MIN_WIDTH), MAX_WIDTH), marks)
-    text = "\n".join(line.rstrip() for line in drawing.lines())
-    return text.rstrip("\n").replace(UNKNOWN, marks.unknown)
-
-
-def can_encode(text: str, encoding: str) -> bool:
-    try:
-        text.encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
-
-
-class Drawing:
-    """The lines of a report, none longer than `width` columns."""
-
-    def __init__(self, report: Report, width: int, marks: Marks) -> None:
-        self.report = report
-        self.width = width
-        self.marks = marks
-        self.name_columns = 22 + (width - MIN_WIDTH) // 4
-        self.bar_columns = 14 + (width - MIN_WIDTH) // 5
-
-    def lines(self) -> Iterator[str]:
-        yield from self.period()
-        if rows := active(self.report):
-            yield from self.active(rows)
-            yield from self.turnover(rows)
-            yield from self.adoption(adoption(self.report))
-            for source in sources(self.report):
-                yield from self.lists(source)
-        else:
-            yield from [nothing(self.report), ""]
-        yield from self.files()
-
-    def period(self) -> Iterator[str]:
-        until = self.report["until"]
-        whole = f"{until} is unfinished" if self.report["unfinished"] else "whole days"
-        text = f"Telemetry of {length(self.report)}, to {until} (UTC, {whole})"
-        if days := missing(self.report):
-            text += f"; no file of {days}"
-        yield from map(heading, textwrap.wrap(text, self.width))
-        yield ""
-
-    def active(self, rows: list[Active]) -> Iterator[str]:
-        table = [["Active", "28 days", "change", "", "7 days", "change"]]
-        for row in rows:
-            month, week = row.windows["28"], row.windows["7"]
-            numbers = [number(month["now"]), change(month), percent_change(month)]
-            table.append([self.unit(row), *numbers, number(week["now"]), change(week)])
-        weeks = [row.levels for row in rows]
-        yield from self.table(table, partial(self.sparklines, "each week", weeks))
-        yield from self.notes(*reasons(self.report), self.legend(weeks), NOTES["active"])
-
-    def unit(self, row: Active) -> str:
-        return f"  {SHORT[row.source] if row.is_first else '':<4}  {row.title}"
-
-    def turnover(self, rows: list[Active]) -> Iterator[str]:
-        table = [["28 days against the 28 before", *TURNOVER]]
-        for row in rows:
-            counts = [number(row.windows["28"][name]) for name in TURNOVER]
-            table.append([self.unit(row), *counts])
-        if has_turnover(self.report):
-            yield from self.table(table, partial(self.turnover_bars, rows))
-            yield from self.notes(NOTES["turnover"])
-
-    def turnover_bars(self, rows: list[Active], room: int) -> list[str]:
-        columns = min(room, MAX_TURNOVER)
-        return ["", *(self.turnover_bar(row, columns) for row in rows)]
-
-    def turnover_bar(self, row: Active, columns: int) -> str:
-        counts = [row.windows["28"][name] or 0 for name in TURNOVER]
-        ends = [0, *(round(columns * fraction(n, sum(counts))) for n in accumulate(counts))]
-        sizes = [end - start for start, end in pairwise(ends)]
-        return "".join(mark * size for mark, size in zip(self.marks.turnover, sizes, strict=True))
-
-    def adoption(self, series: list[Series]) -> Iterator[str]:
-        if not series:
-            return
-        has_earlier = len(self.report["adoption"]) > 4
-        table = [["Versions of deployed hosts", "week", "4 before" * has_earlier, "or newer"]]
-        for one in series:
-            earlier = share(one.hosts[-5], one.of[-5]) if has_earlier else ""
-            or_newer = "" if one.or_newer is None else share(one.or_newer, one.of[-1])
-            name = f"  {self.cut(one.name, self.name_columns)}"
-            table.append([name, share(one.hosts[-1], one.of[-1]), earlier, or_newer])
-        shares = [one.levels for one in series]
-        yield from self.table(table, partial(self.sparklines, "share, each week", shares))
-        yield from self.notes(
-            self.legend(shares), f"{newest_week(self.report)} {about_adoption(series)}"
-        )
-
-    def lists(self, source: str) -> Iterator[str]:
-        for listing in listings(self.report, source):
-            yield from self.list_heading(listing)
-            yield from (self.row(row, listing.base) for row in listing.rows[:TOP])
-            if (more := len(listing.rows) - TOP) > 0:
-                yield f"  and {number(more)} more"
-            yield ""
-        if source == "core" and (text := resources(self.report)):
-            yield from [heading("Resources of deployed hosts"), f"  {text}", ""]
-        yield from self.notes(NOTES[source])
-
-    def list_heading(self, listing: Listing) -> Iterator[str]:
-        base = f"of {number(listing.base)} {listing.of} in 28 days"
-        why = f" ({listing.why_events})" if listing.why_events else ""
-        yield from map(heading, textwrap.wrap(f"{listing.title}, {base}{why}", self.width))
-
-    def row(self, row: Row, base: int) -> str:
-        name = self.cut(row.label, self.name_columns).ljust(self.name_columns)
-        line = f"  {name} {number(row.units):>9}{share(row.units, base):>6} "
-        bar = self.bar(fraction(row.units, base))
-        behind = self.width - len(line) - self.bar_columns
-        padding = " " * (self.bar_columns - len(bar))
-        return line + mark(bar) + padding + self.versions(row.versions, base, behind)
-
-    def versions(self, rows: list[Row], base: int, room: int) -> str:
-        text = ""
-        for row in rows:
-            version = f"{SPACE}{self.cut(row.label, VERSION_COLUMNS)} {share(row.units, base)}"
-            if len(text + version) > room:
-                break
-            text += version
-        return text
-
-    def files(self) -> Iterator[str]:
-        """Say how much was counted, refused and unreadable."""
-        yield from textwrap.wrap(events(self.report), self.width)
-        refused = self.report["refused"]
-        if refused:
-            yield heading(f"Refused: {plural(sum(row['events'] for row in refused), 'request')}")
-        for row in refused[:TOP_REFUSALS]:
-            source = SHORT.get(row["source"], "")
-            line = f"  {number(row['events']):>9}  {source:<4}  {readable(row['detail'])}"
-            yield self.cut(line, self.width)
-        if (more := len(refused) - TOP_REFUSALS) > 0:
-            yield f"  and {number(more)} more"
-        if lines := self.report["unreadable_lines"]:
-            yield f"{plural(lines, 'line')} could not be read."
-
-    # Parts
-
-    def table(self, rows: list[list[str]], draw: Draw) -> Iterator[str]:
-        """Align the rows under their heading, which is the first row."""
-        columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        room = self.width - sum(columns) - len(SPACE) * len(columns)
-        for at, (row, drawn) in enumerate(zip(rows, draw(room), strict=True)):
-            cells = [row[0].ljust(columns[0]), *map(str.rjust, row[1:], columns[1:])]
-            line = SPACE.join([*cells, ""])
-            yield line + mark(drawn) if at else heading((line + drawn).rstrip())
-
-    def sparklines(self, title: str, rows: list[Levels], room: int) -> list[str]:
-        weeks = len(rows[0])
-        if not weeks or room < MIN_SPARKLINE:
-            return [""] * (len(rows) + 1)
-        # If there is no room for all weeks: each n-th, counted from the newest.
-        step = math.ceil(weeks / room)
-        title = f"one week of {step}" if step > 1 else title
-        return [title[:room], *(self.sparkline(levels[::-1][::step][::-1]) for levels in rows)]
-
-    def sparkline(self, levels: Levels) -> str:
-        return "".join(map(self.spark, levels))
-
-    def spark(self, level: float | Gap) -> str:
-        if isinstance(level, Gap):
-            return self.marks.no_file if level is Gap.NO_FILE else self.marks.unknown
-        # Zero must not look like a small number.
-        return self.marks.levels[math.ceil(level * 8) - 1] if level else self.marks.zero
-
-    def legend(self, rows: list[Levels]) -> str:
-        every = {level for levels in rows for level in levels}
-        said = [
-            *[f"{self.marks.zero} is none"] * (0 in every),
-            *[f"{self.marks.no_file} is a week without a file"] * (Gap.NO_FILE in every),
-        ]
-        return f"Each week: {', '.join(said)}." if said else ""
-
-    def bar(self, filled: float) -> str:
-        """Draw a bar in eighths of a column; a value above 0 gets at least one."""
-        parts = self.marks.parts
-        size = max(round(filled * self.bar_columns * len(parts)), filled > 0)
-        whole, rest = divmod(size, len(parts))
-        return parts[-1] * whole + (parts[rest - 1] if rest else "")
-
-    def cut(self, text: str, columns: int) -> str:
-        if len(text) <= columns:
-            return text
-        return text[: columns - len(self.marks.ellipsis)] + self.marks.ellipsis
-
-    def notes(self, *notes: str) -> Iterator[str]:
-        for note in filter(None, notes):
-            yield from map(dim, textwrap.wrap(note, self.width))
-        yield ""
+def notes(texts: Iterable[str], width: int) -> Iterator[str]:
+    for text in filter(None, texts):
+        yield from map(dim, textwrap.wrap(text, width))
+    yield ""
