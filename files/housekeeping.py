@@ -18,15 +18,12 @@ from files.days import DRAFT_NAME, KEY_NAME, compressed_path, day_files
 from files.durable import (
     claimed,
     holds_nul_bytes,
-    is_named,
     locked,
     opened,
     repair_tail,
-    sync_directory,
-    wait_for_syncs,
 )
-from files.lines import Shared, shared_lines, split_lines
-from files.rewriting import compress, rewrite
+from files.lines import split_lines
+from files.rewriting import compress, remove_repeated, rewrite
 
 KEY_DAYS_AFTER = 2  # keys outlive their day, for events that are written late
 KEY_DAYS_AHEAD = 1
@@ -135,10 +132,8 @@ class Housekeeping:
                 with claimed(self.directory) as claim:
                     rewrite(plain, claim, without_nul_bytes, self.min_free_bytes)
                 log.warning("%s: removed the lines that hold NUL bytes", plain.name)
-        archive = compressed_path(plain)
-        if os.path.lexists(archive):
-            remove_repeated(plain, archive)
-        if is_old and plain.exists() and not os.path.lexists(archive):
+        remove_repeated(plain)
+        if is_old and plain.exists() and not os.path.lexists(compressed_path(plain)):
             with claimed(self.directory) as claim:
                 compress(plain, claim)
 
@@ -191,22 +186,3 @@ def without_nul_bytes(lines: bytes) -> bytes:
     if b"\0" not in lines:
         return lines
     return b"".join(line for line in split_lines(lines) if b"\0" not in line)
-
-
-def remove_repeated(plain: Path, archive: Path) -> None:
-    """Delete the plain file or the archive if the other one has all its lines.
-
-    Both stay where each has lines of its own, because the clock went back.
-    """
-    with opened(plain, os.O_RDONLY) as source, opened(archive, os.O_RDONLY) as other:
-        size = os.fstat(source).st_size
-        shared = shared_lines(source, other)
-        if shared not in (Shared.ALL_OF_PLAIN, Shared.ALL_OF_ARCHIVE):
-            return
-        os.fsync(other if shared is Shared.ALL_OF_PLAIN else source)
-        with locked(plain.parent):
-            wait_for_syncs(source)
-            is_same = os.fstat(source).st_size == size
-            if is_same and is_named(source, plain) and is_named(other, archive):
-                os.unlink(plain if shared is Shared.ALL_OF_PLAIN else archive)
-                sync_directory(plain.parent)

@@ -30,7 +30,7 @@ from files.durable import (
     wait_for_syncs,
     write_all,
 )
-from files.lines import chunks_between, chunks_of_lines, is_gzip
+from files.lines import Shared, chunks_between, chunks_of_lines, is_gzip, shared_lines
 
 ACCESS_LIST = "system.posix_acl_access"
 GZIP_WBITS = 31  # zlib's way to say: with gzip's header and trailer
@@ -87,6 +87,29 @@ def compress(plain: Path, claim: int) -> None:
             rename_draft(draft, source, plain, archive)
             os.unlink(plain)
             sync_directory(directory)
+
+
+def remove_repeated(plain: Path) -> None:
+    """Delete the plain file or the archive if the other one has all its lines.
+
+    Both stay where each has lines of its own, because the clock went back.  Raises OSError,
+    EOFError or zlib.error.
+    """
+    archive = compressed_path(plain)
+    if not os.path.lexists(archive):
+        return
+    with opened(plain, os.O_RDONLY) as source, opened(archive, os.O_RDONLY) as other:
+        size = os.fstat(source).st_size
+        shared = shared_lines(source, other)
+        if shared not in (Shared.ALL_OF_PLAIN, Shared.ALL_OF_ARCHIVE):
+            return
+        os.fsync(other if shared is Shared.ALL_OF_PLAIN else source)
+        with locked(plain.parent):
+            wait_for_syncs(source)
+            is_same = os.fstat(source).st_size == size
+            if is_same and is_named(source, plain) and is_named(other, archive):
+                os.unlink(plain if shared is Shared.ALL_OF_PLAIN else archive)
+                sync_directory(plain.parent)
 
 
 class Output:

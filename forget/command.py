@@ -17,11 +17,11 @@ import click
 from flask import current_app
 from flask.cli import with_appcontext
 
-from files.days import CLAIM_NAME, DRAFT_NAME, Kind
+from files.days import CLAIM_NAME, DAY_FILE_NAME, DRAFT_NAME, Kind
 from files.durable import claimed, opened
 from files.lines import chunks_of_lines
 from files.records import RECORD_KEYS, read_record
-from files.rewriting import rewrite
+from files.rewriting import remove_repeated, rewrite
 from forget.wanted import Verdict, Wanted, choose
 
 MAX_PASSES = 3
@@ -154,12 +154,24 @@ def erase_all(
 
             for path in matched(found):
                 with reported(path, failed), contextlib.suppress(FileNotFoundError):
+                    keep_one_of_two(path)
                     rewrite(path, claim, keep, min_free_bytes)
         problems.clear()
         found = look(directory, wanted, problems, known)
     for path, left in matched(found).items():
         reason = failed.get(path, "stored since the first look; run it again")
         problems[path] = f"{number(left, 'event')} left: {reason}"
+
+
+def keep_one_of_two(path: Path) -> None:
+    """Delete the day's other file if it holds no more, or the other way round.
+
+    If this were killed when it has rewritten one of them, all their lines would count twice.
+    """
+    is_plain = DAY_FILE_NAME.fullmatch(path.name) and path.suffix != ".gz"
+    with contextlib.suppress(OSError, EOFError, zlib.error):  # reading it tells the damage
+        if is_plain:
+            remove_repeated(path)
 
 
 @contextlib.contextmanager
