@@ -162,11 +162,11 @@ def test_an_empty_report_says_why_and_what_would_help(
         ((30,), ("", "*", "", ""), "* Files of 27 of the 28 days before."),
         ((9,), ("*", "*", "", "*"), "* Files of 6 of the 7 days before."),
         ((3,), ("*", "*", "*", "*"), "* Files of 27 of the 28 days."),
-        ((0, 1), ("*", "*", "*", ""), "– Files of 5 of the 7 days: too few to compare."),
+        ((0, 1), ("*", "*", "*", ""), "* Files of 5 of the 7 days: too few to compare (–)."),
         (
             range(40),
             ("*", "", "*", ""),
-            "– Files of 0 of the 28 days and of 16 of the 28 days before: too few to compare.",
+            "* Files of 0 of the 28 days and of 16 of the 28 days before: too few to compare (–).",
         ),
     ],
 )

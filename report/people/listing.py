@@ -7,8 +7,11 @@ from report.people.bars import Report
 from report.people.versions import Audience, line_of_majors, version_key
 from report.people.words import number, plural, share
 
-UNITS = {"hosts": "deployed host", "addresses": "address", "projects": "project"}
-PLURALS = {"hosts": "deployed hosts", "addresses": "addresses", "projects": "projects"}
+TITLES = {
+    "hosts": ("deployed host", "deployed hosts"),
+    "addresses": ("address", "addresses"),
+    "projects": ("project", "projects"),
+}
 ONE_FOR_EACH_EVENT = {"core": "versions", "cli": "commands"}
 MAX_PARTS = 6
 FROZEN_SYSTEMS = ("Windows", "Mac OS X", "Android")
@@ -97,9 +100,9 @@ def listing(report: Report, one: List, audience: Audience) -> Listing:
 
 def measure_of(report: Report, one: List, audience: Audience) -> Measure:
     """Count the list's unit, or events where that is unknown or there is none."""
-    base, units = report["active"][one.source][one.unit]["28"]["now"], PLURALS[one.unit]
+    base, (unit, units) = report["active"][one.source][one.unit]["28"]["now"], TITLES[one.unit]
     if base:
-        said = f"share of {base:,} {units if base > 1 else UNITS[one.unit]} in 28 days"
+        said = f"share of {base:,} {unit if base == 1 else units} in 28 days"
         return Measure(one.unit, units, base, said, audience.value, audience)
     why = f"{units} are unknown" if base is None else f"there are no {units}"
     base = sum(row["events"] for row in report[one.source][ONE_FOR_EACH_EVENT[one.source]])

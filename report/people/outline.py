@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import date, timedelta
 from typing import NamedTuple
 
+from report.figures import MIN_FILES
 from report.people.bars import Report, Strip, Time, days_of, strip, weeks_of
 from report.people.listing import Listing, listings
 from report.people.versions import Adoption, Audience, adoption, newest_major
@@ -29,7 +30,6 @@ TITLES = {
     "development_addresses": "of them in development",
 }
 TURNOVER = {"gone": "only before", "stayed": "both", "new": "only now"}
-MIN_FILES = {"7": 6, "28": 24}  # of each window, or the two cannot be compared
 MARK = "*"
 MAX_DAYS = 366  # of the strip
 MAX_NAMES = 3
@@ -189,7 +189,8 @@ def active_sentence(window: dict[str, int | None], nouns: tuple[str, str], files
 
 def nothing(report: Report, made: Made) -> tuple[Sentence, ...]:
     """Say why the report is empty, and how it would not be."""
-    period, has_files = f"from {report['since']} to {report['until']}", files_read(report) > 0
+    period = f"from {report['since']} to {report['until']}"
+    has_files = len(report["missing_days"]) < days_read(report)
     why = f"the events files {period} hold no event."
     if not has_files:
         why = f"there is no events file {period}."
@@ -199,15 +200,9 @@ def nothing(report: Report, made: Made) -> tuple[Sentence, ...]:
     return (Sentence("Nothing to report", f": {why}"),)
 
 
-def files_read(report: Report) -> int:
-    """Return of how many days there are files."""
-    return len(days_read(report)) - len(report["missing_days"])
-
-
-def days_read(report: Report) -> list[date]:
-    until = date.fromisoformat(report["until"])
-    first = min(date.fromisoformat(report["since"]), until - timedelta(days=55))
-    return [first + timedelta(days=n) for n in range((until - first).days + 1)]
+def days_read(report: Report) -> int:
+    until, since = (date.fromisoformat(report[key]) for key in ("until", "since"))
+    return max((until - since).days + 1, 56)
 
 
 def period(report: Report, audience: Audience) -> str:
@@ -311,7 +306,7 @@ def marks(report: Report, days: str) -> tuple[str, str]:
 
 def can_compare(report: Report, days: str) -> bool:
     files: dict[str, int] = report["files"][days]
-    return min(files.values()) >= MIN_FILES[days]
+    return min(files.values()) >= MIN_FILES[int(days)]
 
 
 def about_days(report: Report) -> Iterator[str]:
@@ -321,10 +316,9 @@ def about_days(report: Report) -> Iterator[str]:
             for which, before in (("now", ""), ("before", " before"))
             if files[which] < int(days)
         ]
-        if not can_compare(report, days):
-            yield f"{UNKNOWN} Files of {' and of '.join(lacking)}: too few to compare."
-        elif lacking:
-            yield f"{MARK} Files of {' and of '.join(lacking)}."
+        if lacking:
+            few = "" if can_compare(report, days) else f": too few to compare ({UNKNOWN})"
+            yield f"{MARK} Files of {' and of '.join(lacking)}{few}."
     if report["unfinished"]:
         yield f"{MARK} The last day is not over."
 
@@ -451,5 +445,6 @@ def refusals(report: Report, audience: Audience) -> Table | None:
 
 
 def foot(report: Report, made: Made) -> str:
-    read = f"of the files of {files_read(report):,} of {plural(len(days_read(report)), 'day')}"
+    days = days_read(report)
+    read = f"of the files of {days - len(report['missing_days']):,} of {plural(days, 'day')}"
     return f"Made on {made.today}, {read}, by flask report {made.version}."

@@ -1,7 +1,6 @@
 """Numbers, dates and values as people read them."""
 
 import unicodedata
-from collections.abc import Iterable, Iterator
 from datetime import date, timedelta
 
 from files.records import encode
@@ -59,29 +58,17 @@ def long_date(day: date) -> str:
     return f"{day.day} {day:%B %Y}"
 
 
-def day_runs(days: Iterable[date]) -> str:
+def day_runs(days: list[date]) -> str:
     """Name the runs of consecutive days, or count the days if there are many runs."""
-    days = list(days)
-    gaps = list(runs(days))
-    if len(gaps) > MAX_GAPS:
-        return plural(len(days), "day")
-    return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in gaps)
-
-
-def runs(days: Iterable[date]) -> Iterator[tuple[date, date]]:
-    """Yield the first and the last day of each run of consecutive days."""
-    run: list[date] = []
+    runs: list[list[date]] = []
     for day in days:
-        if run and day - run[-1] > timedelta(days=1):
-            yield run[0], run[-1]
-            run = []
-        run.append(day)
-    if run:
-        yield run[0], run[-1]
-
-
-def any_of(names: list[str]) -> str:
-    return " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+        if runs and day - runs[-1][-1] == timedelta(days=1):
+            runs[-1].append(day)
+        else:
+            runs.append([day])
+    if len(runs) > MAX_GAPS:
+        return plural(len(days), "day")
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def in_ascii(value: str | None) -> str:
