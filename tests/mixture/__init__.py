@@ -1,0 +1,62 @@
+"""Pairs of situations in which a collector may lose events, beside load on a real server.
+
+Every client notes which of its events were acknowledged, every situation what it took away.
+`run` says afterwards what is wrong with the files.  Knows only the contract.
+"""
+
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+
+from mixture.judgement import Judgement
+from mixture.situations import SITUATIONS
+from mixture.world import Mixture, World, send_events, settles
+
+MODES = ("full", "masked", "hashed", "none")
+CLIENTS = 6
+RUN_SECONDS = 2.5
+
+
+def draw(seed: int) -> Mixture:
+    """Draw a pair; each run of consecutive seeds takes every situation in turn."""
+    names = sorted(SITUATIONS)
+    half = len(names) // 2
+    Random(seed // half).shuffle(names)
+    pair = tuple(names[seed % half * 2 :][:2])
+    random = Random(seed)
+    mode = "hashed" if "keys_are_deleted" in pair else random.choice(MODES)
+    return Mixture(seed, pair, random.randint(1, 3), mode)
+
+
+def run(mixture: Mixture, root: Path) -> list[str]:
+    """Return what went wrong, and print what happened."""
+    world = World(root, mixture)
+    world.make_old_days()
+    world.servers.append(world.start())
+    acts = {name: SITUATIONS[name] for name in mixture.situations}
+    acts |= {f"client {number}": send_events for number in range(CLIENTS)}
+    try:
+        with ThreadPoolExecutor(len(acts)) as pool:
+            running = {
+                name: pool.submit(act, world, Random(f"{mixture.seed} {name}"))
+                for name, act in acts.items()
+            }
+            time.sleep(RUN_SECONDS)
+            # On a busy machine a command takes longer than that to begin.
+            settles(lambda: world.commands >= world.awaited_commands)
+            world.over.set()
+        for name, act in running.items():
+            if error := act.exception():
+                world.findings.append(f"{name}: {error!r}")
+        world.calm_down()
+    finally:
+        for server in [*world.servers, *world.killed]:
+            server.kill()
+            world.read_log(server)
+    answers = Counter(sent.status for sent in world.sent if sent.began)
+    slowest = max(sent.ended - sent.began for sent in world.sent)
+    figures = f"slowest answer {slowest:.1f} s, stop {world.slowest_stop_seconds:.1f} s"
+    print(f"{mixture}: {dict(answers)}, {figures}")
+    return [*world.findings, *Judgement(world).findings()]

@@ -1,0 +1,270 @@
+"""Situations in which a collector may lose events.
+
+Each goes on until the run is over, notes what it took away, and leaves a running server.
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+
+from mixture.world import (
+    MARKED,
+    OLD_EVENTS,
+    World,
+    exchange,
+    send_refusals,
+)
+
+DAY_SECONDS = 24 * 60 * 60
+LINES_OR_KEYS = re.compile(r"(events|refused)-\d{4}-\d\d-\d\d\.jsonl.*|address-key-[\d-]+")
+
+Situation = Callable[[World, Random], None]
+SITUATIONS: dict[str, Situation] = {}
+
+
+def situation(act: Situation) -> Situation:
+    SITUATIONS[act.__name__] = act
+    return act
+
+
+@situation
+def syncs_are_slow(world: World, random: Random) -> None:
+    while world.goes_on(random, 0.1, 0.6):
+        world.inject(sync_seconds=random.choice([0, 0.02, 0.2, 0.7, 1.2]))
+
+
+@situation
+def syncs_fail(world: World, random: Random) -> None:
+    world.inject(sync_errors=0.5, bad_seconds=0.2, period_seconds=0.5)
+
+
+@situation
+def writes_stop_short(world: World, random: Random) -> None:
+    world.inject(short_writes=0.3, truncate_errors=0.5, bad_seconds=0.2, period_seconds=0.5)
+
+
+@situation
+def no_thread_starts(world: World, random: Random) -> None:
+    """Workers begin while no thread can be started."""
+    while world.goes_on(random, 0.1, 0.3):
+        world.inject(threads_start=False)
+        kill(random.choice(world.servers[0].workers() or [0]))
+        world.goes_on(random, 0.3, 0.6)
+        world.inject(threads_start=True)
+
+
+@situation
+def workers_are_killed(world: World, random: Random) -> None:
+    while world.goes_on(random, 0.1, 0.6):
+        kill(random.choice(random.choice(world.servers).workers() or [0]))
+
+
+@situation
+def the_master_is_killed(world: World, random: Random) -> None:
+    while world.goes_on(random, 0.2, 0.8):
+        with world.restarting:
+            kill(world.servers[0].process.pid)
+            world.servers[0].process.wait()
+            world.killed.append(world.servers[0])
+            world.servers[0] = world.start()
+
+
+@situation
+def all_are_killed(world: World, random: Random) -> None:
+    while world.goes_on(random, 0.2, 0.8):
+        with world.restarting:
+            world.servers[0].kill()
+            world.servers[0] = world.start()
+
+
+@situation
+def it_reloads(world: World, random: Random) -> None:
+    while world.goes_on(random, 0.5, 1.5):
+        with world.restarting:
+            world.servers[0].process.send_signal(signal.SIGHUP)
+
+
+@situation
+def it_restarts(world: World, random: Random) -> None:
+    while world.goes_on(random, 0.2, 0.8):
+        with world.restarting:
+            world.stop(world.servers[0])
+            world.servers[0] = world.start()
+
+
+@situation
+def a_second_collector_comes_and_goes(world: World, random: Random) -> None:
+    while world.goes_on(random, 0.0, 0.2):
+        second = world.start(1)
+        world.servers.append(second)
+        world.goes_on(random, 0.3, 1)
+        world.servers.remove(second)
+        if random.random() < 0.5:
+            world.stop(second)
+        second.kill()
+
+
+@situation
+def files_are_moved(world: World, random: Random) -> None:
+    for number in itertools.count():
+        if not world.goes_on(random, 0.05, 0.4):
+            return
+        for path in world.event_files():
+            directory = random.choice([world.data, world.aside])
+            target = directory / f"{path.name}.{number}"
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(target)
+                world.moved[target] = time.monotonic()
+
+
+@situation
+def files_are_deleted(world: World, random: Random) -> None:
+    while world.goes_on(random, 0.05, 0.4):
+        for path in world.event_files():
+            with contextlib.suppress(FileNotFoundError):
+                world.deleted.append((os.open(path, os.O_RDONLY), math.inf))
+                path.unlink()
+                world.deleted[-1] = (world.deleted[-1][0], time.monotonic())
+
+
+@situation
+def files_are_truncated(world: World, random: Random) -> None:
+    while world.goes_on(random, 0.05, 0.4):
+        for path in world.event_files():
+            with contextlib.suppress(FileNotFoundError):
+                os.truncate(path, 0)
+                world.truncated.append(time.monotonic())
+
+
+@situation
+def the_directory_is_renamed(world: World, random: Random) -> None:
+    """Sometimes it is made anew by the admin, sometimes by a worker."""
+    for number in itertools.count():
+        if not world.goes_on(random, 0.1, 0.5):
+            return
+        target, began = world.aside / f"data-{number}", time.monotonic()
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            world.data.rename(target)
+            world.moved[target] = time.monotonic()
+            if random.random() < 0.5:
+                world.data.mkdir()
+        world.key_breaks.append((began, time.monotonic()))
+
+
+@situation
+def keys_are_deleted(world: World, random: Random) -> None:
+    while world.goes_on(random, 0.1, 0.5):
+        began = time.monotonic()
+        for path in world.data.glob("address-key-*"):
+            path.unlink(missing_ok=True)
+        world.key_breaks.append((began, time.monotonic()))
+
+
+@situation
+def work_files_are_deleted(world: World, random: Random) -> None:
+    """Whatever is neither lines nor a key may be taken for stale, one file at a time."""
+    while world.goes_on(random, 0.05, 0.3):
+        with contextlib.suppress(FileNotFoundError):
+            names = sorted(path.name for path in world.data.iterdir())
+            if stale := [name for name in names if not LINES_OR_KEYS.fullmatch(name)]:
+                (world.data / random.choice(stale)).unlink()
+
+
+@situation
+def the_clock_goes_to_and_fro(world: World, random: Random) -> None:
+    while world.goes_on(random, 0.05, 0.4):
+        now = time.time()
+        midnight = DAY_SECONDS - now % DAY_SECONDS
+        world.inject(clock_seconds=random.choice([0, DAY_SECONDS, midnight - 0.2, midnight - 0.1]))
+
+
+@situation
+def somebody_is_forgotten(world: World, random: Random) -> None:
+    """Two admins at once."""
+    world.is_forgetting, world.awaited_commands = True, world.awaited_commands + 2
+    with ThreadPoolExecutor(2) as admins:
+        list(admins.map(forget, [world] * 2))
+
+
+def forget(world: World) -> None:
+    while True:
+        began = time.monotonic()
+        done = world.flask("forget", "--hostname", MARKED, "--yes")
+        if "Traceback" in done.stderr:
+            world.findings.append(f"forget: {done.stderr}")
+        if done.returncode == 0:
+            world.forgotten = max(world.forgotten, began)
+        if world.over.is_set():
+            return
+
+
+@situation
+def the_report_is_read(world: World, random: Random) -> None:
+    world.awaited_commands += 1
+    while True:
+        known = sum(sent.is_acknowledged for sent in list(world.sent))
+        done = world.flask("report", "--until", "today", "--format", "json")
+        possible = world.drawn + OLD_EVENTS
+        if done.returncode or not done.stdout:
+            world.findings.append(f"report: status {done.returncode}: {done.stderr}")
+        else:
+            report = json.loads(done.stdout)
+            seen = sum(report["events"].values())
+            if TAKES_EVENTS.isdisjoint(world.mixture.situations) and not known <= seen <= possible:
+                world.findings.append(f"report: {seen} events, not {known} to {possible}")
+            if report["unreadable_lines"]:
+                world.findings.append(f"report: {report['unreadable_lines']} unreadable lines")
+        if world.over.is_set():
+            return
+
+
+@situation
+def clients_trickle(world: World, random: Random) -> None:
+    """Sixteen at once take a second for a request; others never end theirs."""
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(16) as clients:
+        while world.goes_on(random, 0.0, 0.1):
+            with contextlib.suppress(OSError):
+                silent = stack.enter_context(world.connect(random, unix=False))
+                silent.sendall(world.draw_event(random).request()[:-5])
+            clients.submit(trickle, world, Random(random.random()))
+
+
+def trickle(world: World, random: Random) -> None:
+    event = world.draw_event(random)
+    unix = event.address is None
+    with contextlib.suppress(OSError), world.connect(random, unix=unix) as sock:
+        exchange(world, sock, event, pieces=16)
+
+
+@situation
+def refusals_flood(world: World, random: Random) -> None:
+    while world.goes_on(random, 0, 0.02):
+        send_refusals(world, random, 50)
+
+
+def kill(pid: int) -> None:
+    if pid:  # 0 where a server has no worker just now
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+# Those after which a report may count fewer events than were acknowledged.
+TAKES_EVENTS = {
+    act.__name__
+    for act in (
+        files_are_moved,
+        files_are_deleted,
+        files_are_truncated,
+        the_directory_is_renamed,
+        the_clock_goes_to_and_fro,
+        somebody_is_forgotten,
+    )
+}

@@ -1,0 +1,325 @@
+"""A collector under load: its data directory, its servers, and what everybody did to it."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from injected import Faults
+from server import CLI, CORE, GUNICORN, ROOT, Server, read_answer, request
+
+ADDRESSES = ("203.0.113.7", "198.51.100.99", "2001:db8:1:2::7")
+MARKED = "marked.example"  # the host that asks to be forgotten
+HOSTS = ("admin.example.com", "shop.example.org", MARKED)
+OLD_DAYS = (1, 2, 9)
+OLD_EVENTS = 600
+HANGS_AFTER_SECONDS = 30  # ten times what the contract allows
+SETTLES_AFTER_SECONDS = 20
+REFUSED = b"no JSON"
+
+KEYS = {
+    "core": "id received_at source ip hostname browser browser_version os os_version payload",
+    "cli": "id received_at source ip payload",
+}
+PAYLOAD_KEYS = {
+    "core": "providers version resourceCount projectId",
+    "cli": "nodeEnv nodeVersion os osVersion command packages projectFramework projectId",
+}
+
+
+@dataclass
+class Mixture:
+    """One run: a pair of situations, a number of workers and a mode of addresses."""
+
+    seed: int
+    situations: tuple[str, ...]
+    workers: int
+    mode: str
+    planted: str = ""  # a fault of planted.py
+
+    def __str__(self) -> str:
+        return f"{self.seed}-{'+'.join(self.situations)}-{self.workers}-{self.mode}"
+
+
+class Event(NamedTuple):
+    """What a client sends; `project` is its own."""
+
+    project: str
+    source: str
+    address: str | None
+    hostname: str | None
+    as_image: bool = False
+
+    def request(self) -> bytes:
+        headers = [("X-Forwarded-For", self.address)] if self.address else []
+        headers += [("Origin", f"https://{self.hostname}")] if self.hostname else []
+        if self.source == "cli":
+            body = json.dumps(CLI | {"projectId": self.project}).encode()
+            return request("POST", "/cli", headers, body)
+        body = b64encode(json.dumps(CORE | {"projectId": self.project}).encode())
+        if self.as_image:
+            return request("GET", f"/telemetry?payload={quote(body)}", headers)
+        return request("POST", "/telemetry", headers, body)
+
+
+class Sent(NamedTuple):
+    """An event and its answer; the status is 0 if there was none."""
+
+    event: Event
+    began: float
+    ended: float
+    status: int
+
+    @property
+    def is_acknowledged(self) -> bool:
+        return self.status in (200, 204)
+
+
+@dataclass
+class World:
+    """A data directory, the servers that use it, and what everybody did to it."""
+
+    root: Path
+    mixture: Mixture
+    servers: list[Server] = field(default_factory=list)
+    sent: list[Sent] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
+    restarting: threading.Lock = field(default_factory=threading.Lock)
+    injecting: threading.Lock = field(default_factory=threading.Lock)
+    faults: Faults = field(default_factory=Faults)
+    drawn: int = 0  # events
+    commands: int = 0  # that have run
+    awaited_commands: int = 0
+    slowest_stop_seconds: float = 0
+    # What was taken away, each with the moment after which no event may be there any more.
+    moved: dict[Path, float] = field(default_factory=dict)
+    deleted: list[tuple[int, float]] = field(default_factory=list)  # files, still open
+    truncated: list[float] = field(default_factory=list)
+    killed: list[Server] = field(default_factory=list)  # whose workers may run on
+    key_breaks: list[tuple[float, float]] = field(default_factory=list)
+    is_forgetting: bool = False
+    forgotten: float = 0  # when the last `flask forget` that succeeded began
+
+    def __post_init__(self) -> None:
+        self.data, self.aside = self.root / "data", self.root / "aside"
+        self.aside.mkdir(parents=True)
+        self.faults_file, self.slow_file = self.root / "faults", self.root / "slow-faults"
+        self.faults.write(self.faults_file)
+        Faults(sync_seconds=0.1).write(self.slow_file)
+        self.ports = [free_port(), free_port()]
+
+    def make_old_days(self) -> None:
+        """Write files of earlier days, for housekeeping and `flask forget` to rewrite."""
+        self.data.mkdir()
+        for age in OLD_DAYS:
+            day = datetime.now(UTC).date() - timedelta(days=age)
+            lines = []
+            for number in range(OLD_EVENTS // len(OLD_DAYS)):
+                host = HOSTS[number % len(HOSTS)]
+                event = Event(f"old-{age}-{number}", "core", None, host)
+                record = dict.fromkeys(KEYS["core"].split()) | {
+                    "id": event.project,
+                    "received_at": f"{day}T12:00:00.000Z",
+                    "source": "core",
+                    "hostname": host,
+                    "payload": dict.fromkeys(PAYLOAD_KEYS["core"].split())
+                    | {"projectId": event.project},
+                }
+                lines.append(f"{json.dumps(record, separators=(',', ':'))}\n")
+                self.sent.append(Sent(event, 0, 0, 204))
+            (self.data / f"events-{day}.jsonl").write_text("".join(lines))
+
+    def environ(self, faults: Path) -> dict[str, str]:
+        return {
+            "FAULTS": str(faults),
+            "PLANTED": self.mixture.planted,
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "TELEMETRY_DATA_DIR": str(self.data),
+            "TELEMETRY_IP": self.mixture.mode,
+            "TELEMETRY_TRUSTED_PROXIES": "127.0.0.1,unix",
+        }
+
+    def socket_path(self, server: int) -> Path:
+        return self.root / f"socket{server}"
+
+    def start(self, number: int = 0) -> Server:
+        """Start a server, on the port and the Unix socket of that number."""
+        binds = (f"127.0.0.1:{self.ports[number]}", f"unix:{self.socket_path(number)}")
+        return Server(
+            self.data,
+            f"--workers={self.mixture.workers}",
+            *(f"--bind={bind}" for bind in binds),
+            "injected:create_app()",
+            environ=self.environ(self.faults_file),
+            command=(GUNICORN,),
+        )
+
+    def stop(self, server: Server) -> None:
+        began = time.monotonic()
+        if status := server.stop():
+            self.findings.append(f"stop: status {status}")
+        server.kill()  # closes its log
+        self.read_log(server)
+        self.slowest_stop_seconds = max(self.slowest_stop_seconds, time.monotonic() - began)
+
+    def read_log(self, server: Server) -> None:
+        log = "\n".join(server.log)
+        if "Traceback" in log:
+            self.findings.append(f"log: {log[log.index('Traceback') :][:2000]}")
+
+    def flask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command, on a disk that is slow enough for others to act meanwhile."""
+        done = subprocess.run(
+            [sys.executable, "-m", "flask", "--app", "injected:create_app", *arguments],
+            cwd=self.root,
+            env={**os.environ, **self.environ(self.slow_file)},
+            capture_output=True,
+            text=True,
+        )
+        self.commands += 1
+        return done
+
+    def inject(self, **changes: Any) -> None:
+        with self.injecting:
+            self.faults = replace(self.faults, **changes)
+            self.faults.write(self.faults_file)
+
+    def goes_on(self, random: Random, low: float, high: float) -> bool:
+        """Wait for a random time; tell whether the situation goes on."""
+        return not self.over.wait(random.uniform(low, high))
+
+    def connect(self, random: Random, *, unix: bool) -> socket.socket:
+        number = random.randrange(len(self.servers))
+        sock = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
+        sock.settimeout(HANGS_AFTER_SECONDS)
+        try:
+            sock.connect(
+                str(self.socket_path(number)) if unix else ("127.0.0.1", self.ports[number])
+            )
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def draw_event(self, random: Random) -> Event:
+        source = random.choice(["core", "cli"])
+        with self.injecting:
+            self.drawn += 1
+        return Event(
+            f"p{self.drawn}-{random.random()}",
+            source,
+            random.choice([*ADDRESSES, None]),
+            random.choice(HOSTS) if source == "core" else None,
+            as_image=random.random() < 0.5,
+        )
+
+    def note(self, event: Event, began: float, status: int) -> None:
+        ended = time.monotonic()
+        self.sent.append(Sent(event, began, ended, status))
+        if status not in (0, 200, 204, 503):
+            self.findings.append(f"answered {status}: {event}")
+        if ended - began > HANGS_AFTER_SECONDS:
+            self.findings.append(f"no answer in {HANGS_AFTER_SECONDS} s: {event}")
+
+    def event_files(self) -> list[Path]:
+        """Return the files that may be written to now."""
+        today = f"events-{datetime.now(UTC):%F}.jsonl"
+        return sorted(path for path in self.data.glob("events-*.jsonl") if path.name >= today)
+
+    def calm_down(self) -> None:
+        """Check that everything is stored again once nothing fails any more; then stop."""
+        self.inject(**vars(Faults()))
+        server, random = self.servers[0], Random(self.mixture.seed)
+        if not settles(lambda: send_event(self, random)):
+            self.findings.append("afterwards no event is stored")
+        if not settles(lambda: server.send("GET", "/healthz").status == 200):
+            self.findings.append("afterwards /healthz is not 200")
+        if not settles(lambda: len(server.workers()) == self.mixture.workers):
+            self.findings.append("afterwards a worker is missing")
+        before, refusals = refused_lines(self.data), 8 * self.mixture.workers
+        for _ in range(refusals):
+            server.send("POST", "/cli", body=REFUSED)
+        if not settles(lambda: refused_lines(self.data) >= before + refusals):
+            seen = refused_lines(self.data) - before
+            self.findings.append(f"afterwards {seen} of {refusals} refusals leave a line")
+        self.stop(server)
+
+
+def free_port() -> int:
+    """Return a port that no outgoing connection gets, so that a restart finds it free."""
+    for port in Random().sample(range(10_000, 30_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port is free")
+
+
+def settles(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + SETTLES_AFTER_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def refused_lines(data: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in data.glob("refused-*.jsonl"))
+
+
+# Load.
+
+
+def send_events(world: World, random: Random) -> None:
+    while not world.over.is_set():
+        if random.random() < 0.05:
+            send_refusals(world, random, 1)
+        if not send_event(world, random):
+            world.over.wait(0.02)
+
+
+def send_refusals(world: World, random: Random, count: int) -> None:
+    with contextlib.suppress(OSError), world.connect(random, unix=False) as sock:
+        for _ in range(count):
+            sock.sendall(request("POST", "/cli", body=REFUSED))
+            if (status := read_answer(sock).status) not in (0, 400):
+                world.findings.append(f"a refusal: answered {status}")
+
+
+def send_event(world: World, random: Random) -> bool:
+    """Send an event, or five on one connection; tell whether all were acknowledged."""
+    events = [world.draw_event(random) for _ in range(random.choice([1, 1, 5]))]
+    # Only who comes by the Unix socket, and by no proxy, has no address.
+    unix = any(event.address is None for event in events)
+    try:
+        with world.connect(random, unix=unix) as sock:
+            return all(exchange(world, sock, event) for event in events)
+    except OSError:
+        return False
+
+
+def exchange(world: World, sock: socket.socket, event: Event, pieces: int = 1) -> bool:
+    """Send the request in that many pieces, and note the answer."""
+    content, began, status = event.request(), time.monotonic(), 0
+    size = -(-len(content) // pieces)
+    with contextlib.suppress(OSError):
+        for start in range(0, len(content), size):
+            sock.sendall(content[start : start + size])
+            if pieces > 1:
+                world.over.wait(0.05)
+        status = read_answer(sock).status
+    world.note(event, began, status)
+    return status in (200, 204)
