@@ -56,7 +56,7 @@ def test_nothing_acknowledged_is_lost_where_two_situations_meet(
         pytest.param(
             "keeps_refusals_that_no_job_will_write",
             ("no_thread_starts", "refusals_flood"),
-            2,
+            1,
             "none",
             "afterwards",
             id="keeps refusals that no job will write",

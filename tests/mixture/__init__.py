@@ -44,8 +44,7 @@ def run(mixture: Mixture, root: Path) -> list[str]:
                 for name, act in acts.items()
             }
             time.sleep(RUN_SECONDS)
-            # On a busy machine a command takes longer than that to begin.
-            settles(lambda: world.commands >= world.awaited_commands)
+            settles(lambda: world.happened >= world.awaited)
             world.over.set()
         for name, act in running.items():
             if error := act.exception():

@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from random import Random
 
 from mixture.world import (
@@ -21,6 +22,7 @@ from mixture.world import (
     World,
     exchange,
     send_refusals,
+    settles,
 )
 
 DAY_SECONDS = 24 * 60 * 60
@@ -53,12 +55,20 @@ def writes_stop_short(world: World, random: Random) -> None:
 
 @situation
 def no_thread_starts(world: World, random: Random) -> None:
-    """Workers begin while no thread can be started."""
+    """Workers begin while no thread can be started, and meet an event and more."""
     while world.goes_on(random, 0.1, 0.3):
+        world.awaited += 1
         world.inject(threads_start=False)
         kill(random.choice(world.servers[0].workers() or [0]))
-        world.goes_on(random, 0.3, 0.6)
+        settles(partial(has_failed_since, world, time.monotonic()))
+        world.goes_on(random, 0.2, 0.4)
         world.inject(threads_start=True)
+        world.happened += 1
+
+
+def has_failed_since(world: World, moment: float) -> bool:
+    failed = any(sent.status == 503 and sent.began > moment for sent in world.sent[-100:])
+    return failed or world.over.is_set()
 
 
 @situation
@@ -189,7 +199,7 @@ def the_clock_goes_to_and_fro(world: World, random: Random) -> None:
 @situation
 def somebody_is_forgotten(world: World, random: Random) -> None:
     """Two admins at once."""
-    world.is_forgetting, world.awaited_commands = True, world.awaited_commands + 2
+    world.is_forgetting, world.awaited = True, world.awaited + 2
     with ThreadPoolExecutor(2) as admins:
         list(admins.map(forget, [world] * 2))
 
@@ -208,7 +218,7 @@ def forget(world: World) -> None:
 
 @situation
 def the_report_is_read(world: World, random: Random) -> None:
-    world.awaited_commands += 1
+    world.awaited += 1
     while True:
         known = sum(sent.is_acknowledged for sent in list(world.sent))
         done = world.flask("report", "--until", "today", "--format", "json")
