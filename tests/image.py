@@ -200,7 +200,7 @@ class Composed(Container):
         options = " ".join([*image.storage, image.networks])
         podman.write_text(f'#!/bin/sh\nexec {program("podman")} {options} "$@"\n')
         podman.chmod(0o755)
-        self.environ = {"CONTAINERS_CONF": str(settings)}
+        self.environ = {"CONTAINERS_CONF": str(settings), "TELEMETRY_FRAMEWORK": "Sprout"}
         self.environ["PATH"] = f"{podman.parent}:{os.environ['PATH']}"
         self.compose(image, "up", "--detach")
         self.attach(image, "deploy_telemetry_1", "deploy_data", 8000)

@@ -107,6 +107,7 @@ def test_compose_runs_it_and_trusts_a_proxy_on_the_same_machine(image: Image) ->
         wait_until(lambda: container.pid() not in (0, killed))
         load.wait_for(204, 20)
     assert container.send_cli([("X-Forwarded-For", "203.0.113.9")]).status == 204
+    assert b"What Sprout telemetry collects" in container.send("GET", "/").body
     assert container.stop() == 0
 
     events = container.events()
