@@ -1,12 +1,13 @@
 """What the report tells people, decided from its JSON: words, ranks, what is rare or unknown."""
 
+import re
 from datetime import date
 from typing import Any
 
 import pytest
 
 from plain_report import LISTS, Report, plain_report, row, windows
-from report.people import words
+from report.people import draw_page, words
 from report.people.listing import Row
 from report.people.outline import Made, Outline, outline
 from report.people.versions import Audience
@@ -390,8 +391,8 @@ def test_the_page_names_no_value_of_fewer_than_three_units() -> None:
     """Values that one or two units chose: each is told on the terminal, and not on the page."""
     report = plain_report(
         hosts=(100, 80),
-        versions={"5.0.1": 96, "secret-1": 2, "77.7.7": 2},
-        weeks=[{"5.0": 98, "77.7": 2}] * 8,
+        versions={"5.0.1": 96, "secret-1": 2, "7777.7.7": 2},
+        weeks=[{"5.0": 98, "7777.7": 2}] * 8,
         excluded={"patterns": ["secret-2"], "events": 9},
         automated={"events": 9, "names": [row("bot", "x", 7), row("secret-3", "x", 2)]},
         refused=[{"source": "cli", "field": "x", "detail": "secret-4", "events": 2}],
@@ -402,15 +403,14 @@ def test_the_page_names_no_value_of_fewer_than_three_units() -> None:
                 continue
             key = {"name": "common"} if name == "packages" else {}
             other = {"name": "secret-5"} if name == "packages" else {}
-            versions = [row("1.0", unit, 50), row("secret-6", unit, 2), row("66.6", unit, 1)]
+            versions = [row("1.0", unit, 50), row("secret-6", unit, 2), row("6666.6", unit, 1)]
             report[source][name] = [
                 row("common", unit, 60, *versions) | key,
                 row("secret-7", unit, 2, row("secret-8", unit, 1)) | other,
             ]
-    page, terminal = repr(told(report, PAGE)), repr(told(report, TERMINAL))
+    page, terminal = draw_page(report, Made(TODAY, "1.2.3")), repr(told(report, TERMINAL))
 
-    assert "secret" not in page
-    assert not {"77.7", "77.x", "66.6", "66.x", "4321"} & set(page.replace("'", " ").split())
+    assert not re.search("secret|7777|6666|4321", page)
     assert all(f"secret-{n}" in terminal for n in (1, 3, 4, 5, 6, 7))
     assert page.count("Rare: ") == len(report["core"]) - 1 + len(report["cli"])
     assert "2 rare" in page

@@ -86,8 +86,8 @@ def listing(report: Report, one: List, audience: Audience) -> Listing:
     if any(is_frozen(row, one) for row in named):
         notes.append(FROZEN_NOTE)
     if rare := len(rows) - len(named):
-        least = "1% of the events" if measure.key == "events" else f"three {measure.title}"
-        notes.append(f"Rare: {plural(rare, 'value')} of less than {least}.")
+        few = "less than 1% of the" if measure.key == "events" else "fewer than three"
+        notes.append(f"Rare: {plural(rare, 'value')} of {few} {measure.title}.")
     return Listing(
         f"{one.source}-{one.name}",
         one.title,
