@@ -268,6 +268,7 @@ def test_the_page_is_published_each_day_and_stays_where_the_report_fails(machine
     due = machine.run("systemctl show --property=NextElapseUSecRealtime telemetry-report.timer")
 
     assert page.startswith("<!doctype html>")
+    assert "Sprout" in page
     assert (
         machine.run(f"stat -c '%U %a' {PAGE} $(dirname {PAGE})") == "telemetry 644\ntelemetry 755"
     )
