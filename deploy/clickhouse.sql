@@ -295,8 +295,8 @@ LEFT JOIN
     SELECT day, member, argMax(version, (events, payload)) AS often
     FROM
     (
-        SELECT day, member, payload, any(ifNull(fields.version, '')) AS version, uniqExact(id) AS events
-        FROM events
+        SELECT day, member, payload, any(ifNull(fields.version, '')) AS version, count() AS events
+        FROM events FINAL
         WHERE source = 'core' AND NOT is_automated AND (day, member) IN (
             SELECT day, member FROM last_days(until = {until:Date}, days = 7, periods = 8) WHERE length(versions) > 1)
         GROUP BY day, member, payload
@@ -313,8 +313,8 @@ CREATE OR REPLACE VIEW last_seen AS
 SELECT source, member, argMax((event, resources), (events, payload)) AS last, last.1 AS id, last.2 AS resourceCount
 FROM
 (
-    SELECT source, member, payload, uniqExact(id) AS events, any(id) AS event, any(fields.resourceCount) AS resources
-    FROM events
+    SELECT source, member, payload, count() AS events, any(id) AS event, any(fields.resourceCount) AS resources
+    FROM events FINAL
     WHERE NOT is_automated AND (source, day, member) IN (
         SELECT source, day, member FROM last_days(until = {until:Date}, days = 28, periods = 1))
     GROUP BY source, member, payload
@@ -337,7 +337,8 @@ FROM
     SELECT source, events, units, members, false AS is_hashed, arrayDistinct(if(source = 'core',
         arrayConcat(
             [('versions', sent_version, NULL)],
-            arrayMap(name -> ('providers', name, NULL), providers)),
+            arrayMap(name -> ('providers', name, NULL),
+                mapKeys(mapFilter((name, is_set) -> is_set, providers)))),
         arrayConcat(
             [('operating_systems', system, NULL),
              ('frameworks', framework, NULL),
@@ -346,8 +347,7 @@ FROM
             arrayMap(package -> ('packages', package.name, series(package.version)), packages)))) AS found
     FROM
     (
-        SELECT source, fields.version AS sent_version,
-            mapKeys(mapFilter((name, is_set) -> is_set, fields.providers)) AS providers,
+        SELECT source, fields.version AS sent_version, fields.providers AS providers,
             fields.os AS system, fields.projectFramework AS framework, fields.nodeEnv AS environment,
             fields.nodeVersion AS node, fields.packages AS packages,
             count() AS events, countIf(id IN (SELECT id FROM last_seen(until = {until:Date}))) AS units,
