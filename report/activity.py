@@ -5,26 +5,37 @@ weeks.  So the weeks, each counted by itself, answer all questions.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import date
+from itertools import compress
+from operator import not_
 
-from files.records import PAYLOAD_KEYS
-from report.counting import NULL, Tally, Values, agent_of, values_of
+from files.records import AGENT_KEYS, PAYLOAD_KEYS
+from report.counting import Tally, agent_of, cut, holds_hash
 from report.hosts import is_in_development, is_network
-from report.lists import LISTS, UNITS
-from report.period import LIST_WEEKS, WINDOW_WEEKS, Period
+from report.lists import LISTS, UNITS, Found
+from report.period import LIST_WEEKS, WINDOW_WEEKS
+from report.values import NULL, Values
 
 MIN_MASKED = 3  # different addresses of a day that can be told to be networks
 
-Seen = dict[bytes, Values]  # each unit with its payload
+Units = dict[str, dict[str, set[bytes]]]  # by source and unit
+Seen = dict[bytes, bytes]  # each unit with its payload
+Row = tuple[str, Found]  # of a list, by its name
 
-CORE, CLI = PAYLOAD_KEYS["core"], PAYLOAD_KEYS["cli"]
-CORE_PROJECT, CLI_PROJECT = CORE.index("projectId"), CLI.index("projectId")
-VERSION, COMMAND = CORE.index("version"), CLI.index("command")
-# The keys of payloads that lists are read from, by source.
+PROJECT = {source: keys.index("projectId") for source, keys in PAYLOAD_KEYS.items()}
+VERSION = PAYLOAD_KEYS["core"].index("version")
+COMMAND = PAYLOAD_KEYS["cli"].index("command")
+AGENT_LISTS = [one for one in LISTS if one.unit == "addresses"]
+# The places of the keys in payloads that the other lists are read from.
 LISTED = {
-    source: [key for one in LISTS if one.source == source for key in one.keys if key in keys]
+    source: {
+        key: keys.index(key)
+        for one in LISTS
+        for key in one.keys
+        if one.source == source and one not in AGENT_LISTS
+    }
     for source, keys in PAYLOAD_KEYS.items()
 }
 
@@ -42,20 +53,30 @@ class Day:
     is_masked: bool | None  # None where the addresses do not tell
 
 
+class Sent:
+    """What a source sent in a day: the columns of a table of different payloads."""
+
+    def __init__(self, source: str, payloads: Iterable[bytes], times: Iterable[int]) -> None:
+        self.payloads, self.times = list(payloads), list(times)
+        self.values: list[Values] = cut(source, self.payloads)
+        self.projects = [values[PROJECT[source]] for values in self.values]
+
+    def with_project(self) -> int:
+        return sum(compress(self.times, map(NULL.__ne__, self.projects)))
+
+
 @dataclass
 class Week:
-    """The counts of one week; condensed, what the report needs of it."""
+    """The counts of one week."""
 
     number: int  # counted back from the last one, which is 0
     days: dict[date, Day] = field(default_factory=dict)
-    units: dict[str, dict[str, set[bytes]]] = field(
+    units: Units = field(
         default_factory=lambda: {
             source: {unit: set() for unit in UNITS[source]} for source in UNITS
         }
     )
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # of `units`
     hosts_seen: Seen = field(default_factory=dict)
-    versions_seen: Counter[bytes] = field(default_factory=Counter)  # of `hosts_seen`
     refusals: Counter[tuple[str | None, ...]] = field(default_factory=Counter)
     unreadable_lines: int = 0
     # Of the days from `since` on.
@@ -65,164 +86,162 @@ class Week:
     excluded: int = 0
     # Of the weeks that the lists cover.
     projects_seen: Seen = field(default_factory=dict)
-    events: dict[str, dict[str, Counter[bytes]]] = field(
-        default_factory=lambda: {
-            source: {key: Counter() for key in keys} for source, keys in LISTED.items()
-        }
+    events: defaultdict[tuple[str, str], Counter[bytes]] = field(  # by source and key
+        default_factory=lambda: defaultdict(Counter)
     )
     agents: Counter[bytes] = field(default_factory=Counter)
-    agent_addresses: dict[bytes, set[bytes]] = field(default_factory=lambda: defaultdict(set))
+    agent_addresses: set[tuple[bytes, bytes]] = field(default_factory=set)
     commands_run: set[tuple[bytes, bytes]] = field(default_factory=set)  # command and project
     projects_in_development: set[bytes] = field(default_factory=set)
     projects_elsewhere: set[bytes] = field(default_factory=set)
+    # Of the whole week, once it is condensed.
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # of `units`
+    versions_seen: Counter[bytes] = field(default_factory=Counter)  # of `hosts_seen`
+    packed_units: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    packed_addresses: dict[Row, bytes] = field(default_factory=dict)
 
     @property
     def has_lists(self) -> bool:
         return self.number < LIST_WEEKS
 
-    def add(self, day: date, tally: Tally, period: Period) -> None:
-        """Add a day, with all its events at once.  The days come in their order."""
+    def add(self, day: date, tally: Tally, *, is_in_period: bool) -> None:
+        """Add a day, with all its events at once.  The newest day comes first."""
         self.unreadable_lines += tally.unreadable_lines
         self.refusals += tally.refusals
-        core = core_payloads(tally)
-        cli = [(values_of(CLI, part), times) for part, times in tally.cli.items()]
-        units = units_of(tally, core, cli)
+        hosts = [host for host, _ in tally.core]
+        core = Sent("core", (payload for _, payload in tally.core), tally.core.values())
+        cli = Sent("cli", tally.cli, tally.cli.values())
+        units = units_of(tally, hosts, core, cli)
         for source, kinds in units.items():
             for unit, members in kinds.items():
                 self.units[source][unit] |= members
-        self.days[day] = day_of(tally, units, core, cli)
+        self.days[day] = day_of(tally, units, {"core": core, "cli": cli})
         deployed = units["core"]["hosts"]
-        self.hosts_seen |= last_seen(
-            (host, payload, times) for (host, payload), times in core.items() if host in deployed
-        )
-        if day >= period.since:
+        self.hosts_seen |= last_seen(hosts, core, deployed - self.hosts_seen.keys())
+        if is_in_period:
             self.hosts |= deployed
             self.add_set_aside(tally)
         if self.has_lists:
-            self.add_to_lists(tally, core, cli)
+            self.add_to_lists(tally, hosts, core, cli)
 
     def add_set_aside(self, tally: Tally) -> None:
         self.excluded += tally.excluded
         for (agent, host), times in tally.automated.items():
             self.automated[agent_of(agent)[0]] += times
-            if is_deployed(host):
+            if host != NULL and not is_in_development(host):
                 self.automated_hosts.add(host)
 
-    def add_to_lists(
-        self,
-        tally: Tally,
-        core: Counter[tuple[bytes, Values]],
-        cli: list[tuple[Values, int]],
-    ) -> None:
+    def add_to_lists(self, tally: Tally, hosts: list[bytes], core: Sent, cli: Sent) -> None:
         self.agents += tally.agents
-        for agent, ip in tally.agent_addresses:
-            if ip != NULL:
-                self.agent_addresses[agent].add(ip)
-        self.count_keys("core", ((payload, times) for (_, payload), times in core.items()))
-        self.count_keys("cli", cli)
-        for host, payload in core:
-            is_elsewhere = not is_in_development(host)
-            places = self.projects_elsewhere if is_elsewhere else self.projects_in_development
-            places.add(payload[CORE_PROJECT])
-        for payload, _ in cli:
-            self.commands_run.add((payload[COMMAND], payload[CLI_PROJECT]))
-        self.projects_seen |= last_seen(
-            (payload[CLI_PROJECT], payload, times)
-            for payload, times in cli
-            if payload[CLI_PROJECT] != NULL
-        )
-
-    def count_keys(self, source: str, counted: Iterable[tuple[Values, int]]) -> None:
-        places = [(PAYLOAD_KEYS[source].index(key), key) for key in LISTED[source]]
-        events = self.events[source]
-        for payload, times in counted:
-            for index, key in places:
-                events[key][payload[index]] += times
+        self.agent_addresses |= tally.agent_addresses
+        for source, sent in (("core", core), ("cli", cli)):
+            for key, place in LISTED[source].items():
+                events = self.events[source, key]
+                for values, times in zip(sent.values, sent.times, strict=True):
+                    events[values[place]] += times
+        are_in_development = list(map(is_in_development, hosts))
+        self.projects_in_development.update(compress(core.projects, are_in_development))
+        self.projects_elsewhere.update(compress(core.projects, map(not_, are_in_development)))
+        commands = [values[COMMAND] for values in cli.values]
+        self.commands_run.update(zip(commands, cli.projects, strict=True))
+        fresh = {*cli.projects} - {NULL} - self.projects_seen.keys()
+        self.projects_seen |= last_seen(cli.projects, cli, fresh)
 
     def condense(self) -> None:
-        """Drop what no figure needs once all days of the week are added."""
+        """Keep what the report needs once all days are added, in a form that is small to pass."""
         self.counts = {
             source: {unit: len(members) for unit, members in kinds.items()}
             for source, kinds in self.units.items()
         }
-        self.versions_seen.update(payload[VERSION] for payload in self.hosts_seen.values())
-        if self.number >= WINDOW_WEEKS:
-            self.units.clear()
-        if not self.has_lists:
+        seen = cut("core", list(self.hosts_seen.values()))
+        self.versions_seen.update(values[VERSION] for values in seen)
+        if self.number < WINDOW_WEEKS:
+            for source, kinds in self.units.items():
+                for unit, members in kinds.items():
+                    self.packed_units[source, unit] = pack(members)
+        if self.has_lists:
+            for row, addresses in addresses_by_row(self.agent_addresses).items():
+                self.packed_addresses[row] = pack(addresses)
+        else:
             self.hosts_seen.clear()
+        self.units.clear()
+        self.agent_addresses.clear()
 
 
-def core_payloads(tally: Tally) -> Counter[tuple[bytes, Values]]:
-    """Return how often each host sent each payload."""
-    counted: Counter[tuple[bytes, Values]] = Counter()
-    for (host, part), times in tally.core.items():
-        counted[host, values_of(CORE, part)] += times
-    return counted
-
-
-def units_of(
-    tally: Tally, core: Iterable[tuple[bytes, Values]], cli: list[tuple[Values, int]]
-) -> dict[str, dict[str, set[bytes]]]:
-    return {
-        "core": {
-            "hosts": {host for host, _ in core if is_deployed(host)},
-            "projects": {payload[CORE_PROJECT] for _, payload in core} - {NULL},
-            **{
-                unit: tally.addresses["core", unit]
-                for unit in ("addresses", "development_addresses")
-            },
-        },
-        "cli": {
-            "projects": {payload[CLI_PROJECT] for payload, _ in cli} - {NULL},
-            "addresses": tally.addresses["cli", "addresses"],
-        },
+def units_of(tally: Tally, hosts: Iterable[bytes], core: Sent, cli: Sent) -> Units:
+    deployed = {host for host in {*hosts} - {NULL} if not is_in_development(host)}
+    units: Units = {
+        "core": {"hosts": deployed, "projects": {*core.projects} - {NULL}},
+        "cli": {"projects": {*cli.projects} - {NULL}},
     }
+    for (source, unit, _), addresses in tally.addresses.items():
+        units[source][unit] = units[source].get(unit, set()) | addresses - {b"", NULL}
+    return units
 
 
-def is_deployed(host: bytes) -> bool:
-    return host != NULL and not is_in_development(host)
-
-
-def day_of(
-    tally: Tally,
-    units: dict[str, dict[str, set[bytes]]],
-    core: Counter[tuple[bytes, Values]],
-    cli: list[tuple[Values, int]],
-) -> Day:
-    events = {"core": core.total(), "cli": sum(times for _, times in cli)}
+def day_of(tally: Tally, units: Units, sent: dict[str, Sent]) -> Day:
+    events = {source: sum(table.times) for source, table in sent.items()}
+    addresses = {source: units[source].get("addresses", set()) for source in units}
     return Day(
         events=events,
-        with_project={
-            "core": sum(n for (_, payload), n in core.items() if payload[CORE_PROJECT] != NULL),
-            "cli": sum(times for payload, times in cli if payload[CLI_PROJECT] != NULL),
-        },
+        with_project={source: table.with_project() for source, table in sent.items()},
         units={
-            source: {unit: len(members) for unit, members in kinds.items()}
-            for source, kinds in units.items()
+            source: {unit: len(units[source].get(unit, ())) for unit in UNITS[source]}
+            for source in UNITS
         },
         refused=tally.refusals.total(),
-        hashed=Counter((source, unit) for source, unit, _ in tally.hashed),
-        without_address={
-            source for source, n in events.items() if n and not units[source]["addresses"]
-        },
-        is_masked=are_masked(units["core"]["addresses"] | units["cli"]["addresses"]),
+        hashed=Counter(
+            (source, unit)
+            for (source, unit, _), members in tally.addresses.items()
+            if holds_hash(members)
+        ),
+        without_address={source for source, n in events.items() if n and not addresses[source]},
+        is_masked=are_masked(addresses["core"] | addresses["cli"]),
     )
 
 
-def are_masked(addresses: set[bytes]) -> bool | None:
+def are_masked(addresses: Collection[bytes]) -> bool | None:
     """Tell whether these are networks in place of addresses; None if they are too few to tell."""
     if not all(map(is_network, addresses)):
         return False
     return True if len(addresses) >= MIN_MASKED else None
 
 
-def last_seen(counted: Iterable[tuple[bytes, Values, int]]) -> Seen:
-    """Return each unit with its most frequent payload; of equally frequent ones, the greater.
-
-    Values of JSON text compare as the payloads in compact JSON do.
-    """
-    best: dict[bytes, tuple[int, Values]] = {}
-    for unit, payload, times in counted:
-        if unit not in best or best[unit] < (times, payload):
+def last_seen(units: list[bytes], sent: Sent, wanted: set[bytes]) -> Seen:
+    """Return each wanted unit with its most frequent payload, or the greater of two as frequent."""
+    best: dict[bytes, tuple[int, bytes]] = {}
+    for unit, payload, times in zip(units, sent.payloads, sent.times, strict=True):
+        if unit in wanted and (unit not in best or best[unit] < (times, payload)):
             best[unit] = times, payload
     return {unit: payload for unit, (_, payload) in best.items()}
+
+
+def addresses_by_row(agent_addresses: Iterable[tuple[bytes, bytes]]) -> dict[Row, set[bytes]]:
+    """Return the addresses that each row of the lists of browsers and systems came with."""
+    places: dict[bytes, list[set[bytes]]] = {}
+    rows: defaultdict[Row, set[bytes]] = defaultdict(set)
+    for agent, ip in agent_addresses:
+        if agent not in places:
+            places[agent] = [
+                rows[one.name, found]
+                for one in AGENT_LISTS
+                for found in one.found_in(agent_values(agent, one.keys))
+            ]
+        if ip != NULL:
+            for addresses in places[agent]:
+                addresses.add(ip)
+    return rows
+
+
+def agent_values(agent: bytes, keys: Iterable[str]) -> Values:
+    values = agent_of(agent)
+    return tuple(values[AGENT_KEYS.index(key)] for key in keys)
+
+
+def pack(units: Iterable[bytes]) -> bytes:
+    """Join units to one text: much smaller than a set, and given to another process at once."""
+    return b"\n".join(units)
+
+
+def unpack(packed: bytes) -> list[bytes]:
+    return packed.split(b"\n") if packed else []

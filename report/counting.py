@@ -7,7 +7,6 @@ A line that the expression does not match is not in the form that the collector 
 parsed as JSON and converted to that form, one by one.
 """
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -22,13 +21,12 @@ from files.records import (
     AGENT_KEYS,
     PAYLOAD_KEYS,
     PROVIDERS,
-    encode,
     read_record,
 )
 from report.hosts import excluder, is_in_development, is_program
+from report.values import NULL, Values, text_of, value_of
 
-NULL = b"null"
-Values = tuple[bytes, ...]  # of a part's keys, as JSON text
+Keys = Mapping[str, tuple[str, ...]]  # by source
 
 # The form that the collector writes: JSON text of each kind of value.  A text that needs an escape
 # is left to the JSON parser.
@@ -40,27 +38,34 @@ PACKAGES = rb"\[(?:%b(?:,%b)*+)?+\]" % (PACKAGE, PACKAGE)
 FORMS = {"providers": FLAGS, "resourceCount": INTEGER, "packages": PACKAGES}
 
 
-def form_of(keys: Iterable[str]) -> bytes:
-    """Return what matches these keys with their values; those that were added may be missing."""
+def form_of(keys: Iterable[str], added: Collection[str], value: bytes = b"%b") -> bytes:
+    """Return what matches these keys, each with its value; the added ones may be missing."""
     pattern = b""
     for key in keys:
-        member = b'%b"%b":%b' % (b"," if pattern else b"", key.encode(), FORMS.get(key, TEXT))
-        pattern += b"(?:%b)?+" % member if key in ADDED_KEYS else member
+        form = value % FORMS.get(key, TEXT)
+        member = b'%b"%b":%b' % (b"," if pattern else b"", key.encode(), form)
+        pattern += b"(?:%b)?+" % member if key in added else member
     return pattern
 
 
-def line_pattern() -> re.Pattern[bytes]:
+def line_pattern(payload_keys: Keys, added: Collection[str]) -> re.Pattern[bytes]:
     """Return what matches a line, with its parts as groups; the last one is any other line."""
-    core = rb'"core","ip":(%b),"hostname":(%b),(%b),"payload":\{(%b)\}' % (
-        *(TEXT, TEXT, form_of(AGENT_KEYS)),
-        form_of(PAYLOAD_KEYS["core"]),
-    )
-    cli = rb'"cli","ip":(%b),"payload":\{(%b)\}' % (TEXT, form_of(PAYLOAD_KEYS["cli"]))
+    payloads = {source: form_of(keys, added) for source, keys in payload_keys.items()}
+    agent = form_of(AGENT_KEYS, added)
+    core = rb'"core","ip":(%b),"hostname":(%b),(%b),"payload":\{(%b)\}'
+    core %= TEXT, TEXT, agent, payloads["core"]
+    cli = rb'"cli","ip":(%b),"payload":\{(%b)\}' % (TEXT, payloads["cli"])
     head = rb'\{"id":"[0-9a-f-]{36}","received_at":"[0-9T:.Z-]{24}","source":'
     return re.compile(rb"^(?:%b(?:%b|%b)\}|(.+))$" % (head, core, cli), re.MULTILINE)
 
 
-LINE = line_pattern()
+def payload_pattern(keys: Iterable[str]) -> re.Pattern[bytes]:
+    """Return what matches a payload, with its values as groups; the last one is any other."""
+    return re.compile(b"^(?:%b|(.+))$" % form_of(keys, (), b"(%b)"), re.MULTILINE)
+
+
+LINE = line_pattern(PAYLOAD_KEYS, ADDED_KEYS)
+PAYLOADS = {source: payload_pattern(keys) for source, keys in PAYLOAD_KEYS.items()}
 HASH = re.compile(rb'"[0-9a-fA-F]{64}"')
 HASH_BYTES = 66
 NOTHING_EXCLUDED = excluder(())
@@ -88,10 +93,10 @@ class Tally:
     directory: Path = Path()  # of the file that is being counted
     core: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)  # host name and payload
     cli: Counter[bytes] = field(default_factory=Counter)
-    addresses: defaultdict[tuple[str, str], set[bytes]] = field(  # by source and unit
+    # By source, unit and directory: each directory has its own key to hash addresses with.
+    addresses: defaultdict[tuple[str, str, Path], set[bytes]] = field(
         default_factory=lambda: defaultdict(set)
     )
-    hashed: set[tuple[str, str, Path]] = field(default_factory=set)  # source, unit, directory
     agents: Counter[bytes] = field(default_factory=Counter)
     agent_addresses: set[tuple[bytes, bytes]] = field(default_factory=set)
     automated: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)  # agent, host name
@@ -141,10 +146,10 @@ def count_columns(columns: list[tuple[bytes, ...]], tally: Tally) -> None:
     # Each column has empty strings for the lines of the other source.
     ips, hosts, agents, core_payloads, cli_ips, cli_payloads, _ = columns
     in_development = set(filter(is_in_development, {*hosts}))
-    development_ips = list(compress(ips, map(in_development.__contains__, hosts)))
-    add_addresses(ips, "core", "addresses", tally)
-    add_addresses(development_ips, "core", "development_addresses", tally)
-    add_addresses(cli_ips, "cli", "addresses", tally)
+    of_development = compress(ips, map(in_development.__contains__, hosts))
+    tally.addresses["core", "addresses", tally.directory].update(ips)
+    tally.addresses["core", "development_addresses", tally.directory].update(of_development)
+    tally.addresses["cli", "addresses", tally.directory].update(cli_ips)
     tally.core.update(zip(hosts, core_payloads, strict=True))
     tally.cli.update(cli_payloads)
     del tally.core[b"", b""], tally.cli[b""]
@@ -155,14 +160,6 @@ def count_columns(columns: list[tuple[bytes, ...]], tally: Tally) -> None:
         del tally.agents[b""]
 
 
-def add_addresses(ips: Collection[bytes], source: str, unit: str, tally: Tally) -> None:
-    addresses = tally.addresses[source, unit]
-    addresses.update(ips)
-    addresses.difference_update((b"", NULL))
-    if holds_hash(ips):
-        tally.hashed.add((source, unit, tally.directory))
-
-
 def holds_hash(addresses: Collection[bytes]) -> bool:
     return HASH_BYTES in map(len, addresses) and any(map(HASH.fullmatch, addresses))
 
@@ -170,8 +167,17 @@ def holds_hash(addresses: Collection[bytes]) -> bool:
 # Parts.
 
 
+def cut(source: str, payloads: Collection[bytes]) -> list[Values]:
+    """Cut payloads into the values of their keys, all at once."""
+    rows: list[Values] = PAYLOADS[source].findall(b"\n".join(payloads))
+    if any(row[-1] for row in rows):  # with an escape, or a number that no client sends
+        keys = PAYLOAD_KEYS[source]
+        return [values_of(keys, row[-1]) if row[-1] else row for row in rows]
+    return rows
+
+
 def values_of(keys: tuple[str, ...], part: bytes) -> Values:
-    """Cut a part into the values of its keys; one that is missing is null.
+    """Cut any part into the values of its keys; one that is missing is null.
 
     A key cannot be found within a value, where quotes are escaped.
     """
@@ -183,6 +189,24 @@ def values_of(keys: tuple[str, ...], part: bytes) -> Values:
     return tuple(reversed(values))
 
 
+def complete(tally: Tally) -> None:
+    """Give older payloads null for the keys that were added later, so that equal ones are one."""
+    core, cli = tally.core, tally.cli
+    tally.core, tally.cli = Counter(), Counter()
+    for (host, payload), times in core.items():
+        tally.core[host, completed("core", payload)] += times
+    for payload, times in cli.items():
+        tally.cli[completed("cli", payload)] += times
+
+
+def completed(source: str, payload: bytes) -> bytes:
+    keys = PAYLOAD_KEYS[source]
+    if all(b'"%b":' % key.encode() in payload for key in ADDED_KEYS.intersection(keys)):
+        return payload
+    members = zip(map(str.encode, keys), values_of(keys, payload), strict=True)
+    return b",".join(map(b'"%b":%b'.__mod__, members))
+
+
 @cache
 def agent_of(part: bytes) -> Values:
     return values_of(AGENT_KEYS, part)
@@ -191,10 +215,6 @@ def agent_of(part: bytes) -> Values:
 @cache
 def is_automated(part: bytes) -> bool:
     return bool(part) and is_program(value_of(agent_of(part)[0]))
-
-
-def value_of(text: bytes) -> Any:
-    return json.loads(text)
 
 
 # Lines in another form.
@@ -208,9 +228,9 @@ def read_odd(line: bytes) -> Parts | None:
         return None
     try:
         known = checked(("id", "received_at", "ip", "source"), record)
-        ip = json_text(known["ip"])
+        ip = text_of(known["ip"])
         if known["source"] == "core":
-            hostname = json_text(checked(("hostname",), record)["hostname"])
+            hostname = text_of(checked(("hostname",), record)["hostname"])
             agent = part_of(AGENT_KEYS, record)
             sent = part_of(PAYLOAD_KEYS["core"], payload)
             return Parts(ip=ip, hostname=hostname, agent=agent, core_payload=sent)
@@ -222,11 +242,7 @@ def read_odd(line: bytes) -> Parts | None:
 
 
 def part_of(keys: Iterable[str], values: Mapping[str, Any]) -> bytes:
-    return json_text(checked(keys, values))[1:-1]
-
-
-def json_text(value: Any) -> bytes:
-    return encode(value).encode("ascii")
+    return text_of(checked(keys, values))[1:-1]
 
 
 def checked(keys: Iterable[str], values: Mapping[str, Any]) -> dict[str, Any]:

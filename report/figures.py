@@ -5,43 +5,54 @@ A figure is null where what it needs was not recorded.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import date
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from typing import Any
 
-from files.records import AGENT_KEYS, PAYLOAD_KEYS
-from report.activity import CORE, Day, Seen, Week
-from report.counting import NULL, Values, agent_of, holds_hash, value_of
-from report.lists import LISTS, UNITS, List, series
+from files.records import PAYLOAD_KEYS
+from report.activity import Day, Seen, Week, agent_values, unpack
+from report.counting import cut, holds_hash
+from report.lists import LISTS, UNITS, Found, List, series
 from report.period import LIST_WEEKS, WEEK_DAYS, WINDOWS, Period
+from report.values import NULL, Values, value_of
 
 MIN_FILES = {7: 6, 28: 24}  # days with a file, for a window to be compared
 COMPARED = ("now", "before", "stayed", "new", "gone")
 REASON = ("source", "field", "detail")
 
-Found = tuple[str | None, ...]  # a value, or a value and its version
 
-
-class Counted(NamedTuple):
+@dataclass(frozen=True)
+class Counted:
     """What was counted in each week, and which days have a file of events, read or not."""
 
     period: Period
     weeks: dict[int, Week]  # by their numbers
     days_with_file: set[date]
 
-    def days(self, wanted: Iterable[date]) -> list[Day]:
-        known = {day: one for week in self.weeks.values() for day, one in week.days.items()}
-        return [known[day] for day in wanted if day in known]
+    @cached_property
+    def known_days(self) -> dict[date, Day]:
+        return {day: one for week in self.weeks.values() for day, one in week.days.items()}
 
-    def units(self, source: str, unit: str, numbers: Iterable[int]) -> set[bytes]:
-        """Return the units that were active in these weeks."""
-        return set().union(*(week.units[source][unit] for week in self.some_weeks(numbers)))
+    def days(self, wanted: Iterable[date]) -> list[Day]:
+        return [self.known_days[day] for day in wanted if day in self.known_days]
 
     def some_weeks(self, numbers: Iterable[int]) -> list[Week]:
         return [self.weeks[number] for number in numbers if number in self.weeks]
 
+    def units(self, source: str, unit: str, numbers: Iterable[int]) -> set[bytes]:
+        """Return the units that were active in these weeks."""
+        weeks = self.some_weeks(numbers)
+        return set().union(*(unpack(week.packed_units[source, unit]) for week in weeks))
+
+    @cached_property
     def listed(self) -> list[Week]:
-        """Return the weeks that the lists cover, oldest first."""
+        """The weeks that the lists cover, oldest first."""
         return self.some_weeks(reversed(range(LIST_WEEKS)))
+
+    @cached_property
+    def listed_days(self) -> list[Day]:
+        return self.days(self.period.listed)
 
     def files_of(self, days: Iterable[date]) -> int:
         return len(self.days_with_file.intersection(days))
@@ -66,7 +77,7 @@ def make_report(
         "with_project": {source: sum(day.with_project[source] for day in days) for source in UNITS},
         "automated": automated(weeks),
         "excluded": {"patterns": list(patterns), "events": sum(week.excluded for week in weeks)},
-        "masked": are_masked(counted.days(period.listed)),
+        "masked": are_masked(counted.listed_days),
         "files": {str(length): files_of_windows(counted, length) for length in WINDOWS},
         "projects_in_development_only": projects_in_development_only(counted),
         "active": active(counted),
@@ -101,9 +112,9 @@ def automated(weeks: list[Week]) -> dict[str, Any]:
 
 
 def projects_in_development_only(counted: Counted) -> int | None:
-    if not was_recorded("core", "projects", counted.days(counted.period.listed)):
+    if not was_recorded("core", "projects", counted.listed_days):
         return None
-    weeks = counted.listed()
+    weeks = counted.listed
     found = set().union(*(week.projects_in_development for week in weeks))
     return len(found.difference({NULL}, *(week.projects_elsewhere for week in weeks)))
 
@@ -233,33 +244,24 @@ def adoption(counted: Counted, number: int) -> dict[str, Any]:
 
 
 def lists_of(counted: Counted, source: str) -> dict[str, Any]:
-    weeks = counted.listed()
-    seen = {
-        "hosts": latest(week.hosts_seen for week in weeks),
-        "projects": latest(week.projects_seen for week in weeks),
-    }
+    payloads: Seen = {}
+    for week in counted.listed:
+        payloads |= week.hosts_seen if source == "core" else week.projects_seen
+    seen = cut(source, list(payloads.values()))
     found: dict[str, Any] = {
         one.name: rows_of(one, counted, seen) for one in LISTS if one.source == source
     }
     if source == "core":
-        at = CORE.index("resourceCount")
-        counts = (value_of(payload[at]) for payload in seen["hosts"].values())
+        at = PAYLOAD_KEYS[source].index("resourceCount")
+        counts = (value_of(values[at]) for values in seen)
         found["resource_count"] = spread([n for n in counts if n is not None])
     return found
 
 
-def latest(weeks: Iterable[Seen]) -> Seen:
-    """Return each unit with what it was last seen with."""
-    found: Seen = {}
-    for seen in weeks:
-        found |= seen
-    return found
-
-
-def rows_of(one: List, counted: Counted, seen: Mapping[str, Seen]) -> list[dict[str, Any]]:
+def rows_of(one: List, counted: Counted, seen: list[Values]) -> list[dict[str, Any]]:
     """Return a row for each value, with rows for its versions if the list has them."""
-    times = by_value(one, events_of(one, counted.listed()))
-    units = units_by_value(one, counted, seen)
+    times = by_row(one, events_of(one, counted))
+    units = units_by_row(one, counted, seen)
     versions: defaultdict[str | None, list[Found]] = defaultdict(list)
     for found in times:
         if len(found) > 1:
@@ -277,58 +279,46 @@ def rows_of(one: List, counted: Counted, seen: Mapping[str, Seen]) -> list[dict[
     return top
 
 
-def by_value(one: List, counted: Counter[Values]) -> Counter[Found]:
-    """Add up what was counted for the texts of a list's keys by the values read from them."""
-    found: Counter[Found] = Counter()
-    for texts, n in counted.items():
-        for value in values_in(one, texts):
-            found[value] += n
-    return found
+def by_row(one: List, counted: Mapping[Values, int]) -> Counter[Found]:
+    """Add up what was counted for values of the list's keys by the rows that they count for."""
+    rows: Counter[Found] = Counter()
+    for values, n in counted.items():
+        for found in one.found_in(values):
+            rows[found] += n
+    return rows
 
 
-def values_in(one: List, texts: Values) -> set[Found]:
-    pairs = one.read(*map(value_of, texts))
-    return {pair[:1] for pair in pairs} | pairs
-
-
-def events_of(one: List, weeks: list[Week]) -> Counter[Values]:
-    counted: Counter[Values] = Counter()
-    for week in weeks:
+def events_of(one: List, counted: Counted) -> Counter[Values]:
+    events: Counter[Values] = Counter()
+    for week in counted.listed:
         if one.unit == "addresses":
             for agent, times in week.agents.items():
-                counted[agent_values(one, agent)] += times
+                events[agent_values(agent, one.keys)] += times
         else:
-            for text, times in week.events[one.source][one.keys[0]].items():
-                counted[(text,)] += times
-    return counted
+            for value, times in week.events[one.source, one.keys[0]].items():
+                events[(value,)] += times
+    return events
 
 
-def agent_values(one: List, agent: bytes) -> Values:
-    values = dict(zip(AGENT_KEYS, agent_of(agent), strict=True))
-    return tuple(values[key] for key in one.keys)
-
-
-def units_by_value(
-    one: List, counted: Counted, seen: Mapping[str, Seen]
-) -> Callable[[Found], int | None]:
-    """Return what tells how many units a value of the list has."""
-    weeks = counted.listed()
-    if not was_recorded(one.source, one.unit, counted.days(counted.period.listed)):
-        return lambda value: None
+def units_by_row(one: List, counted: Counted, seen: list[Values]) -> Callable[[Found], int | None]:
+    """Return what tells how many units a row of the list has."""
+    if not was_recorded(one.source, one.unit, counted.listed_days):
+        return lambda found: None
     if one.unit == "addresses":
-        addresses: defaultdict[Found, set[bytes]] = defaultdict(set)
-        for week in weeks:
-            for agent, ips in week.agent_addresses.items():
-                for value in values_in(one, agent_values(one, agent)):
-                    addresses[value] |= ips
-        return lambda value: None if holds_hash(addresses[value]) else len(addresses[value])
+        return partial(addresses_of_row, one.name, counted)
     if one.name == "commands":  # every project that ran it
-        runs = set().union(*(week.commands_run for week in weeks))
-        texts = [command for command, project in runs if project != NULL]
+        runs = set().union(*(week.commands_run for week in counted.listed))
+        values = [command for command, project in runs if project != NULL]
     else:
         at = PAYLOAD_KEYS[one.source].index(one.keys[0])
-        texts = [payload[at] for payload in seen[one.unit].values()]
-    return by_value(one, Counter(zip(texts))).__getitem__
+        values = [payload[at] for payload in seen]
+    return by_row(one, Counter(zip(values, strict=True))).__getitem__
+
+
+def addresses_of_row(name: str, counted: Counted, found: Found) -> int | None:
+    packed = [week.packed_addresses.get((name, found), b"") for week in counted.listed]
+    addresses = set().union(*map(unpack, packed))
+    return None if holds_hash(addresses) else len(addresses)
 
 
 def spread(values: list[int]) -> dict[str, int | None]:

@@ -4,11 +4,12 @@ Host names and values come as they stand in a line: as JSON text.
 """
 
 import ipaddress
-import json
 import re
 from collections.abc import Callable
 from fnmatch import translate
 from functools import cache
+
+from report.values import value_of
 
 # What the name of a host in development ends with, and what each of them is.  A name of one label
 # and an address that is not global are local, too.
@@ -52,7 +53,7 @@ PROGRAMS = ("bot", "crawl", "spider", "slurp", "headless", "phantomjs", "inspect
 
 @cache
 def is_in_development(hostname: bytes) -> bool:
-    name = json.loads(hostname or b"null")
+    name = value_of(hostname)
     if name is None:
         return False
     if is_address(name):
@@ -74,7 +75,7 @@ def is_address(name: str) -> bool:
 def is_network(address: bytes) -> bool:
     """Tell whether an address is its own /24 or /48, as masked ones are."""
     try:
-        number = ipaddress.ip_address(json.loads(address))
+        number = ipaddress.ip_address(value_of(address))
     except ValueError:
         return False
     host_bits = 8 if number.version == 4 else 80
@@ -91,7 +92,7 @@ def excluder(patterns: tuple[str, ...]) -> Callable[[bytes], bool]:
 
     @cache
     def is_excluded(hostname: bytes) -> bool:
-        name = json.loads(hostname or b"null")
+        name = value_of(hostname)
         return name is not None and bool(matcher.match(name.lower()))
 
     return is_excluded

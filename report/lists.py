@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from report.values import Values, value_of
+
 # The units of each source, with their titles.
 UNITS = {
     "core": {
@@ -19,7 +21,7 @@ UNITS = {
     "cli": {"projects": "projects", "addresses": "addresses"},
 }
 
-Found = set[tuple[str | None, ...]]  # values, or values each with a version
+Found = tuple[str | None, ...]  # a value, or a value and its version
 SERIES = re.compile(r"v?(\d+)(?:(\.\d+)(?:\.\d+)*(-)?)?", re.ASCII)
 
 
@@ -42,35 +44,40 @@ class List(NamedTuple):
     title: str
     unit: str
     keys: tuple[str, ...]  # that its values are read from
-    read: Callable[..., Found]
+    read: Callable[..., set[Found]]
     has_versions: bool = False
 
     @property
     def value_key(self) -> str:
         return "name" if self.name == "packages" else "value"
 
+    def found_in(self, values: Values) -> set[Found]:
+        """Return what the list has a row for, in the values of its keys."""
+        found = self.read(*map(value_of, values))
+        return {one[:1] for one in found} | found
 
-def single(value: str | None) -> Found:
+
+def single(value: str | None) -> set[Found]:
     return {(value,)}
 
 
-def read_providers(providers: dict[str, bool]) -> Found:
+def read_providers(providers: dict[str, bool]) -> set[Found]:
     return {(name,) for name, is_set in providers.items() if is_set}
 
 
-def read_browser(name: str | None, version: str | None) -> Found:
+def read_browser(name: str | None, version: str | None) -> set[Found]:
     return {(name, major(version))}
 
 
-def read_system(name: str | None, version: str | None) -> Found:
+def read_system(name: str | None, version: str | None) -> set[Found]:
     return {(name, version)}
 
 
-def read_node(version: str | None) -> Found:
+def read_node(version: str | None) -> set[Found]:
     return {(major(version), series(version))}
 
 
-def read_packages(packages: list[dict[str, Any]]) -> Found:
+def read_packages(packages: list[dict[str, Any]]) -> set[Found]:
     return {(package["name"], series(package["version"])) for package in packages}
 
 

@@ -23,8 +23,9 @@ from typing import BinaryIO, NamedTuple
 import click
 
 from files.days import DayFile, Kind, compressed_path, day_files
+from files.records import ADDED_KEYS
 from report.activity import Week
-from report.counting import Tally, count_events, count_refusals
+from report.counting import Tally, complete, count_events, count_refusals
 from report.hosts import excluder
 from report.period import Period
 
@@ -221,11 +222,14 @@ def read_share(share: Share) -> Result:
     """Count the files of a share, all that can be read."""
     week, problems, files_read = Week(share.number), list[str](), 0
     is_excluded = excluder(share.patterns)
-    for day, files in groupby(share.files, key=lambda file: file.day):
+    days = [(day, list(files)) for day, files in groupby(share.files, key=lambda file: file.day)]
+    for day, files in reversed(days):
         tally = Tally(week.has_lists, is_excluded)
         for plain, same in groupby(files, key=plain_path):
             files_read += read_files(plain, list(same), tally, problems)
-        week.add(day, tally, share.period)
+        if ADDED_KEYS:
+            complete(tally)
+        week.add(day, tally, is_in_period=day >= share.period.since)
     week.condense()
     return Result(week, files_read, problems)
 

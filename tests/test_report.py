@@ -15,7 +15,8 @@ from click.testing import Result
 from flask import Flask
 
 import report.reading
-from files.records import encode
+from files.records import PAYLOAD_KEYS, PROVIDERS, encode
+from report import counting
 from report.counting import Tally, count_events
 from server import PATIENCE_SECONDS, ROOT
 
@@ -25,7 +26,8 @@ NAME = f"events-{YESTERDAY}.jsonl"
 
 
 def event(n: int = 0, **more: Any) -> bytes:
-    payload = {"providers": {}, "version": "5.0.12", "resourceCount": 1, "projectId": None}
+    providers = dict.fromkeys(PROVIDERS, False)
+    payload = {"providers": providers, "version": "5.0.12", "resourceCount": 1, "projectId": None}
     record = {
         "id": f"d5e1d4c8-4b1d-4f60-9d5b-{n:012}",
         "received_at": f"{YESTERDAY}T00:00:00.000Z",
@@ -36,6 +38,9 @@ def event(n: int = 0, **more: Any) -> bytes:
         "payload": payload,
     }
     return f"{encode(record | more)}\n".encode("ascii")
+
+
+LINE_BYTES = len(event())
 
 
 @pytest.fixture
@@ -257,7 +262,7 @@ def test_a_file_that_is_compressed_while_the_report_runs_is_read_from_its_archiv
 # Lines.
 
 
-@pytest.mark.parametrize("block_bytes", [*range(400, 420), 1, 2**24])
+@pytest.mark.parametrize("block_bytes", [*range(LINE_BYTES - 9, LINE_BYTES + 9), 1, 2**24])
 def test_a_line_at_the_edge_of_a_block_counts_once(
     count: Callable[..., int], data_dir: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
@@ -306,6 +311,33 @@ def test_a_line_that_is_not_json_is_counted_wherever_the_odd_byte_is(line: bytes
     assert tally.unreadable_lines == 1
     tally.unreadable_lines = 0
     assert tally == without
+
+
+def test_a_key_that_older_lines_lack_costs_no_line_its_fast_path(
+    run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older and newer lines count as one payload, which is what the host sent most."""
+    older, other = event(), event().replace(b"5.0.12", b"6.0.0")
+    newer = event().replace(b'"projectId":null', b'"projectId":null,"theme":null')
+    dark = other.replace(b'"projectId":null', b'"projectId":null,"theme":"dark"')
+    (data_dir / NAME).write_bytes(older + newer * 2 + dark * 2 + other)
+    odd_lines: list[bytes] = []
+    keys = {source: (*keys, "theme") for source, keys in PAYLOAD_KEYS.items()}
+    for source in keys:
+        monkeypatch.setitem(PAYLOAD_KEYS, source, keys[source])
+        monkeypatch.setitem(counting.PAYLOADS, source, counting.payload_pattern(keys[source]))
+    monkeypatch.setattr(counting, "LINE", counting.line_pattern(keys, {"theme"}))
+    for module in (counting, report.reading):
+        monkeypatch.setattr(module, "ADDED_KEYS", {"theme"})
+    monkeypatch.setattr(counting, "read_odd", odd_lines.append)
+
+    versions = json.loads(run("--format=json").stdout)["core"]["versions"]
+
+    assert odd_lines == []
+    assert versions == [
+        {"value": "5.0.12", "hosts": 1, "events": 3},
+        {"value": "6.0.0", "hosts": 0, "events": 3},
+    ]
 
 
 # Where it goes.
