@@ -26,6 +26,7 @@ from report.reading import find_files, read_days
 
 MAX_DAYS = 3660  # ten years; each day is a row of the report
 LENGTH = re.compile(r"([0-9]{1,4})([dw])")
+STANDARD_OUTPUT = ("-", "/dev/stdout")
 A_DAY = "a date such as 2026-11-23, today or yesterday"
 
 
@@ -79,7 +80,7 @@ def report_command(
     has_read = any(result.files_read for result in results) or (files and not wanted)
     is_empty = not any(report["events"].values())
     has_today = is_empty and has_events_of(files, today, patterns)
-    if has_read or output == "-":
+    if has_read or output in STANDARD_OUTPUT:
         write(draw(report, style, people.Made(today, collector.version, has_today)), output)
     else:
         problems.append(f"--output {output}: not written, because nothing could be read")
@@ -134,11 +135,11 @@ def draw(report: dict[str, Any], style: str, made: people.Made) -> str:
 
 
 def write(text: str, output: str) -> None:
-    if output == "-":
+    if output in STANDARD_OUTPUT:
         write_to_terminal(text)
         return
     try:
-        write_file(Path(output).resolve(), click.unstyle(f"{text}\n"))
+        write_file(Path(output), click.unstyle(f"{text}\n"))
     except OSError as exc:
         raise click.ClickException(f"--output {output}: {exc.strerror}") from exc
 
@@ -169,6 +170,7 @@ def write_file(path: Path, text: str) -> None:
     if not stat.S_ISREG(mode):
         path.write_text(text, encoding="utf-8")
         return
+    path = path.resolve()  # a link stays one
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:

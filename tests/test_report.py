@@ -1,8 +1,10 @@
 """The command `flask report`: which files it reads, which problems it names, how it ends."""
 
+import errno
 import gzip
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,6 +74,50 @@ def test_the_default_is_the_eight_weeks_that_ended_yesterday(run: Callable[..., 
 
     assert (report["since"], report["until"]) == ("2026-09-28", "2026-11-22")
     assert (report["unfinished"], len(report["weeks"])) == (False, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "since", "until"),
+    [
+        (["--until", "today"], "2026-09-29", "2026-11-23"),
+        (["--since", "yesterday"], "2026-11-22", "2026-11-22"),
+        (["--since", "90d"], "2026-08-25", "2026-11-22"),
+        (["--since", "2w", "--until", "2026-11-14"], "2026-11-01", "2026-11-14"),
+        (["--since", "today", "--until", "today"], "2026-11-23", "2026-11-23"),
+    ],
+)
+def test_days_have_names_and_periods_a_length(
+    run: Callable[..., Result], options: list[str], since: str, until: str
+) -> None:
+    report = json.loads(run("--format=json", *options).stdout)
+
+    assert (report["since"], report["until"]) == (since, until)
+
+
+@pytest.mark.parametrize("style", ["text", "html"])
+def test_the_first_day_is_told_how_to_see_itself(
+    run: Callable[..., Result], data_dir: Path, style: str
+) -> None:
+    (data_dir / f"events-{TODAY}.jsonl").write_bytes(event())
+    option = "--until today"
+
+    assert option in run("--format", style).stdout
+    (data_dir / NAME).write_bytes(event())
+    assert option not in run("--format", style).stdout
+
+
+def test_the_framework_is_named_and_its_own_hosts_can_be_left_out(
+    make_app: Callable[..., Flask], data_dir: Path
+) -> None:
+    data_dir.mkdir()
+    (data_dir / NAME).write_bytes(event() + event(hostname="demo.example.org"))
+    runner = make_app(FRAMEWORK="Svelte").test_cli_runner()
+    options = ["--exclude-host", "*.EXAMPLE.org", "--exclude-host", "x.com"]
+    report = json.loads(runner.invoke(args=["report", "--format=json", *options]).stdout)
+
+    assert report["framework"] == "Svelte"
+    assert report["events"]["core"] == 1
+    assert report["excluded"] == {"patterns": ["*.EXAMPLE.org", "x.com"], "events": 1}
 
 
 @pytest.mark.parametrize("until", ["2026-11-23", "2026-12-31"])
@@ -231,12 +277,33 @@ def test_lines_that_a_killed_compression_left_in_both_files_count_once(
 
 
 def test_an_archive_with_other_lines_counts_beside_its_plain_file(
-    count: Callable[..., int], data_dir: Path
+    run: Callable[..., Result], data_dir: Path
 ) -> None:
+    """Where they share lines, some count twice: that is a problem."""
     (data_dir / NAME).write_bytes(event(1))
-    (data_dir / f"{NAME}.gz").write_bytes(gzip.compress(event(2)))
+    archive = data_dir / f"{NAME}.gz"
+    archive.write_bytes(gzip.compress(event(2)))
+    assert run().exit_code == 0
+    archive.write_bytes(gzip.compress(event(1) + event(2)))
+    (data_dir / NAME).write_bytes(event(3) + event(1))
 
-    assert count() == 2
+    ran = run("--format=json")
+
+    assert (ran.exit_code, json.loads(ran.stdout)["events"]["core"]) == (1, 4)
+    assert ran.stderr.startswith(f"Error: {archive}: has some of the lines of {NAME}")
+
+
+def test_a_line_that_is_written_meanwhile_is_kept_for_the_next_read(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    path.write_bytes(event(1) + event(2)[:100])
+    with path.open("rb") as file, path.open("ab") as writer:
+        blocks = report.reading.plain_blocks(file)
+        first = next(blocks)
+        writer.write(event(2)[100:] + event(3)[:9])
+        writer.flush()
+        rest = b"".join(blocks)
+
+    assert (first, rest) == (event(1), event(2))
 
 
 @pytest.mark.parametrize("block_bytes", [2**24, 700])
@@ -343,16 +410,18 @@ def test_a_key_that_older_lines_lack_costs_no_line_its_fast_path(
 # Where it goes.
 
 
-def start(arguments: str, data_dir: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+def start(
+    arguments: str, data_dir: Path, stdout: Any = None, **environ: str
+) -> subprocess.CompletedProcess[str]:
     flask = Path(sys.executable).with_name("flask")
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", f"{flask} report {arguments}"],
         cwd=ROOT,
-        env={**os.environ, "TELEMETRY_DATA_DIR": str(data_dir)},
+        env={**os.environ, "TELEMETRY_DATA_DIR": str(data_dir), **environ},
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         timeout=PATIENCE_SECONDS,
-        **options,
     )
 
 
@@ -382,11 +451,88 @@ def test_a_report_can_be_written_to_a_file(
     assert output.read_text(encoding="utf-8") == run("--format", style, "--output", "-").stdout
 
 
-def test_a_file_that_cannot_be_written_is_named(
-    run: Callable[..., Result], data_dir: Path, tmp_path: Path
+def test_a_page_is_utf_8_whatever_the_terminal_is(data_dir: Path, tmp_path: Path) -> None:
+    data_dir.mkdir()
+    (data_dir / f"events-{date.today()}.jsonl").write_bytes(event())
+    with (tmp_path / "page").open("wb") as page:
+        ran = start(
+            "--until today --format html", data_dir, stdout=page, PYTHONIOENCODING="latin-1"
+        )
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "–" in (tmp_path / "page").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("old_mode", "mode"), [(None, 0o640), (0o604, 0o604)])
+def test_a_file_is_replaced_by_a_whole_one_with_its_mode(
+    run: Callable[..., Result],
+    data_dir: Path,
+    tmp_path: Path,
+    old_mode: int | None,
+    mode: int,
 ) -> None:
     (data_dir / NAME).write_bytes(event())
-    ran = run("--output", str(tmp_path))
+    output, link = tmp_path / "www" / "page.html", tmp_path / "page.html"
+    output.parent.mkdir()
+    link.symlink_to(output)
+    old = os.umask(0o027)
+    try:
+        if old_mode:
+            output.write_text("old")
+            output.chmod(old_mode)
+            inode = output.stat().st_ino
+        assert run("--format=html", "--output", str(link)).exit_code == 0
+    finally:
+        os.umask(old)
+
+    assert link.is_symlink()
+    assert output.read_text(encoding="utf-8").endswith("</html>\n")
+    assert stat.S_IMODE(output.stat().st_mode) == mode
+    assert not old_mode or output.stat().st_ino != inode
+    assert list(output.parent.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("output", ["/dev/stdout", ">(cat)"])
+def test_what_is_no_regular_file_is_written_to(data_dir: Path, output: str) -> None:
+    data_dir.mkdir()
+    (data_dir / f"events-{date.today()}.jsonl").write_bytes(event())
+    arguments = f"--format=json --until today --output {output}; wait"
+    ran = start(arguments, data_dir, stdout=subprocess.PIPE)
+
+    assert json.loads(ran.stdout)["events"]["core"] == 1
+
+
+def test_a_file_that_cannot_be_written_stays_and_is_named(
+    run: Callable[..., Result], data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (data_dir / NAME).write_bytes(event())
+    output = tmp_path / "www" / "page.html"
+    output.parent.mkdir()
+    output.write_text("old")
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    ran = run("--output", str(output))
 
     assert ran.exit_code == 1
-    assert ran.stderr == f"Error: --output {tmp_path}: Is a directory\n"
+    assert ran.stderr == f"Error: --output {output}: No space left on device\n"
+    assert [path.read_text() for path in output.parent.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("reason", ["empty", "gone", "unreadable"])
+def test_where_nothing_could_be_read_the_old_file_stays(
+    run: Callable[..., Result], data_dir: Path, tmp_path: Path, reason: str
+) -> None:
+    output = tmp_path / "page.html"
+    output.write_text("old")
+    if reason == "gone":
+        data_dir.rmdir()
+    if reason == "unreadable":
+        (data_dir / f"{NAME}.gz").write_bytes(b"no gzip")
+
+    ran = run("--output", str(output))
+
+    assert (ran.exit_code, output.read_text()) == (1, "old")
+    assert "nothing could be read" in ran.stderr
