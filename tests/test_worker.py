@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -166,6 +167,17 @@ def test_an_idle_connection_is_closed_and_a_used_one_is_not(serve: Callable[...,
         sock.sendall(event(1))
         assert read_answer(sock).headers["connection"] == "keep-alive"
         assert sock.recv(1) == b""
+
+
+@pytest.mark.slow
+def test_a_connection_may_rest_for_longer_than_a_request_may_take(server: Server) -> None:
+    """Balancers reuse one for a minute, and do not repeat a POST."""
+    with server.connect() as sock:
+        sock.sendall(event(1))
+        assert read_answer(sock).status == 204
+        assert select.select([sock], [], [], 12)[0] == []
+        sock.sendall(event(2))
+        assert read_answer(sock).status == 204
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         self.connections: dict[int, Connection] = {}
         self.max_connections = self.cfg.worker_connections
         self.keepalive_seconds = self.cfg.keepalive
-        self.ready: list[Connection] = []
+        self.ready: dict[Connection, None] = {}  # in their order, each once
         self.round_bytes = self.unchecked_bytes = 0
         self.round_seconds = self.next_tick = 0.0
         self.has_left_some = False
@@ -236,7 +236,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         if connection.unsent:
             self.watch(connection, EPOLLOUT)
         elif connection.complete:
-            self.ready.append(connection)
+            self.ready[connection] = None
         elif not connection.is_closing:
             if connection.expects_continue():
                 self.send(connection, CONTINUE)
@@ -296,11 +296,11 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
     # Requests.
 
     def answer_ready(self) -> None:
-        ready, self.ready = self.ready, []
+        ready, self.ready = self.ready, {}
         is_slow = self.round_seconds > SLOW_ROUND_SECONDS
         refuse_after = self.waiting_since + MAX_WAIT_SECONDS - self.round_seconds
         called = []
-        for connection in ready:
+        for connection in filter(lambda one: one.complete, ready):
             if is_slow and time.monotonic() > refuse_after:
                 self.attempt(self.refuse, connection)
             else:
