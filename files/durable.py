@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import fcntl
-import gzip
 import logging
 import math
 import os
@@ -25,26 +24,6 @@ CHUNK_BYTES = 2**16
 MAX_UNSYNCED_BYTES = 16 * 2**20
 
 log = logging.getLogger(__name__)
-
-
-def archived_bytes(plain_fd: int, archive: Path) -> int | None:
-    """Return how many bytes of the plain file, from its start, the archive holds.
-
-    None if the archive holds anything else.  Both exist if a compression was killed before it
-    deleted the plain file.  Raises OSError, EOFError or zlib.error if the archive is damaged
-    and agrees up to the damage.
-    """
-    length = 0
-    with (
-        opened(archive, os.O_RDONLY) as fd,
-        open(fd, "rb", closefd=False) as file,
-        gzip.open(file) as lines,
-    ):
-        while chunk := lines.read(CHUNK_BYTES):
-            if os.pread(plain_fd, len(chunk), length) != chunk:
-                return None
-            length += len(chunk)
-    return length
 
 
 # Locks.
