@@ -21,8 +21,6 @@ from unittest.mock import patch
 
 from flask import Flask
 
-import planted
-
 
 @dataclass(frozen=True)
 class Faults:
@@ -60,6 +58,8 @@ def create_app() -> Flask:
     patch.object(threading.Thread, "start", start_thread(threading.Thread.start)).start()
 
     if fault := os.environ.get("PLANTED"):
+        import planted
+
         planted.plant(fault)
 
     import app
