@@ -26,6 +26,7 @@ from forget.wanted import Verdict, Wanted, choose
 
 MAX_PASSES = 3
 CLAIM_POLL_SECONDS = 0.2
+MIN_BYTES_FOR_PROGRESS = 2**26  # less takes no second
 # How zstd, xz, bzip2, lz4, zip and ar begin.  Parts of what they hold may look like lines.
 OTHER_FORMATS = (b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"\x04\x22\x4d\x18", b"PK", b"!<arch>")
 HOW_STORED = {"masked": "masked", "hashed": "hashed", "none": "not at all"}
@@ -112,7 +113,8 @@ def size_of(path: Path) -> int:
 
 
 def progressbar(total_bytes: int) -> Any:
-    return click.progressbar(length=total_bytes, file=sys.stderr, hidden=not sys.stderr.isatty())
+    hidden = total_bytes < MIN_BYTES_FOR_PROGRESS or not sys.stderr.isatty()
+    return click.progressbar(length=total_bytes, file=sys.stderr, hidden=hidden)
 
 
 @contextlib.contextmanager

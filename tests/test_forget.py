@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import io
 import itertools
 import json
 import os
@@ -812,6 +813,25 @@ def test_only_little_is_written_and_synced_under_the_lock(
     assert not late
     assert sum(size for _, size in events[:at]) > path.stat().st_size - 2 * durable.CHUNK_BYTES
     assert sum(size for _, size in events[at:]) <= durable.CHUNK_BYTES
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "least", "bars"), [(True, 0, 3), (True, 2**30, 0), (False, 0, 0)]
+)
+def test_a_terminal_gets_a_progress_bar_where_it_takes_long(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool, least: int, bars: int
+) -> None:
+    """For each look, and for the rewriting between them."""
+    data_dir.mkdir()
+    (data_dir / NAME).write_bytes(MINE + KEPT)
+    (data_dir / f"{NAME}.1.gz").write_bytes(gzip.compress(MINE + KEPT))
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: is_terminal)
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr(command, "MIN_BYTES_FOR_PROGRESS", least)
+
+    assert erase_in(data_dir) == {}
+    assert terminal.getvalue().count("100%") == bars
 
 
 def test_it_waits_for_housekeeping_and_says_so(

@@ -578,6 +578,26 @@ def test_files_and_keys_are_deleted_where_no_file_can_be_created(
     assert not keeping.is_disk_full
 
 
+def test_deletion_makes_room_for_compression_on_a_file_system_without_a_free_inode(
+    tmp_path: Path,
+) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "nr_inodes=16,size=2m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        content = write_days(tmp_path, 12)
+        with suppress(OSError):
+            for n in itertools.count():
+                (tmp_path / f"other {n}").touch()
+        Housekeeping(tmp_path, lambda: NOON, 2, 10).run(TODAY)
+
+        kept = sorted(content)[2:]
+        assert read_days(tmp_path) == {name: content[name] for name in kept}
+        assert len(list(tmp_path.glob("*.gz"))) == 8
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_after_a_full_disk_it_tries_again_the_same_day(
     make_housekeeping: Callable[..., Housekeeping],
