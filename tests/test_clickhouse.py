@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 UNTIL = date(2026, 11, 22)
 HASH = "0123456789abcdef" * 4
+(RECOUNT,) = set(re.findall(r"TRUNCATE TABLE units; INSERT INTO [^;`]+", clickhouse.SQL))
 HOSTNAMES = [
     # Ten that are deployed, so that 90 % of them are a whole number.
     *("a.com", "b.com", "c.example.org", "d.io", "8.8.8.8", "2606:4700:4700::1111", "test.com"),
@@ -67,6 +68,7 @@ CASES = {
     "masked for a while": Case(60, 0, ["full"] * 15 + ["masked"]),
     "not stored for a while": Case(60, 0, ["full"] * 15 + ["none"], has_projects=False),
     "few days": Case(9, 0, ["full"]),
+    "nothing": Case(-3, 0, ["full"]),
 }
 
 
@@ -222,11 +224,13 @@ def test_every_view_gives_the_numbers_of_the_report(tmp_path: Path, case: Case) 
         for one in clickhouse.MAKE
     ]
     asked = [query for until in untils for query in queries(until)]
-    recount = ["TRUNCATE TABLE units", "INSERT INTO events SELECT * FROM events FINAL", asked[0]]
-    run = [*make, insert, again, *asked, *recount]
-    answers = clickhouse.ask(tmp_path / "warehouse", *run)[-len(asked + recount) :]
+    erase = ["DELETE FROM events WHERE hostname = 'a.com'", *RECOUNT.split("; "), asked[0]]
+    run = [*make, insert, again, *asked, *erase]
+    answers = clickhouse.ask(tmp_path / "warehouse", *run)[-len(asked + erase) :]
 
-    assert answers[-1] == answers[0]  # counted again, as after an erasure
+    first_day = UNTIL - timedelta(days=55)
+    without = naive_report(directories, first_day, UNTIL, UNTIL, patterns=[*patterns, "a.com"])
+    assert answers[-1] == active(without)
     for number, until in enumerate(untils):
         since = until - timedelta(days=55)
         report = naive_report(directories, since, until, until, patterns=patterns)
