@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from files.days import DRAFT_NAME, KEY_NAME, compressed_path, day_files
@@ -104,12 +104,12 @@ class Housekeeping:
             for file in files
             if self.retention_days and (today - file.day).days >= self.retention_days
         ]
-        if any(file.day < since for file in expired):
-            self.complain(
-                today,
-                self.directory,
-                f"nothing from before {since} is deleted: there is no file of the {MAX_GAP_DAYS} "
-                "days before it, so the clock may be wrong",
+        if any(file.day < since for file in expired) and is_first_today(self.directory, today):
+            log.error(
+                "nothing from before %s is deleted: there is no file of the %d days before it, "
+                "so the clock may be wrong",
+                since,
+                MAX_GAP_DAYS,
             )
         return [file.path for file in expired if file.day >= since]
 
@@ -171,6 +171,16 @@ def first_day_without_gap(days: Iterable[date], today: date) -> date:
             break
         since = day
     return since
+
+
+def is_first_today(directory: Path, today: date) -> bool:
+    """Tell whether no worker has asked this today, which the claim's time of change remembers."""
+    midnight = datetime(today.year, today.month, today.day, tzinfo=UTC).timestamp()
+    with contextlib.suppress(OSError), claimed(directory) as claim:
+        is_known = os.fstat(claim).st_mtime == midnight
+        os.utime(claim, (midnight, midnight))
+        return not is_known
+    return True  # without a claim, rather twice than never
 
 
 def expired_keys(directory: Path, today: date) -> Iterator[Path]:
