@@ -57,7 +57,7 @@ MAX_QUEUED_BYTES = 16 * 2**20
 # Clients get a response within three seconds.  A request may have to wait twice: for the batch
 # that is being written when it arrives, and then for its own.
 MAX_WAIT_SECONDS = 2.8
-STALLED_AFTER_SECONDS = 1.0  # a batch that takes longer: the disk has stalled
+STALLED_AFTER_SECONDS = 2.0  # a batch that takes longer: the disk has stalled
 BLOCK_BYTES = 4096
 HEALTH_SECONDS = 5  # how long health() relies on the last attempt to store something
 
