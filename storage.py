@@ -171,10 +171,6 @@ class Store:
         with contextlib.suppress(RuntimeError):
             self.writer.submit(self.rehearse)
 
-    def append(self, event: Mapping[str, Any]) -> None:
-        """Store one event; it is on disk when this returns.  Raises NotStored."""
-        self.wait(self.enqueue(event))
-
     def enqueue(
         self, event: Mapping[str, Any], hash_ip: Callable[[bytes], str] | None = None
     ) -> Batch:

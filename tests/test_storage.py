@@ -55,10 +55,14 @@ def store(make_store: Callable[..., Store]) -> Store:
     return make_store()
 
 
+def append(store: Store, event: dict[str, Any]) -> None:
+    store.wait(store.enqueue(event))
+
+
 def test_an_event_goes_to_the_file_of_its_own_day(store: Store, data_dir: Path) -> None:
     """Also when the clock jumps back."""
     for day in ("2026-11-23", "2026-11-24", "2026-11-23", "2031-01-01"):
-        store.append(EVENT | {"received_at": f"{day}T00:00:00.000Z"})
+        append(store, EVENT | {"received_at": f"{day}T00:00:00.000Z"})
 
     assert {path.name: path.read_bytes().count(b"\n") for path in data_dir.iterdir()} == {
         "events-2026-11-23.jsonl": 2,
@@ -68,7 +72,7 @@ def test_an_event_goes_to_the_file_of_its_own_day(store: Store, data_dir: Path) 
 
 
 def test_a_line_is_compact_printable_ascii(store: Store, data_dir: Path) -> None:
-    store.append(EVENT | {"text": "é\u2028\x7f\x9b😀"})
+    append(store, EVENT | {"text": "é\u2028\x7f\x9b😀"})
 
     assert (data_dir / NAME).read_bytes() == (
         b'{"id":"x","received_at":"2026-11-23T23:59:59.999Z","source":"cli",'
@@ -80,7 +84,7 @@ def test_files_are_0640_in_a_directory_of_0750(store: Store, data_dir: Path) -> 
     before = os.umask(0o077)
     try:
         store.record_refusal(EVENT)
-        store.append(EVENT)
+        append(store, EVENT)
         store.close()
     finally:
         os.umask(before)
@@ -279,11 +283,11 @@ def test_no_descriptor_is_lost_when_the_disk_fails(disk: FailingOs, data_dir: Pa
 
 
 def test_below_the_minimum_of_free_space_nothing_is_written(store: Store, data_dir: Path) -> None:
-    store.append(EVENT)
+    append(store, EVENT)
     full = Store(data_dir, min_free_bytes=int(durable.free_bytes(data_dir)) * 2)
 
     with pytest.raises(NotStored, match="TELEMETRY_MIN_FREE_MB"):
-        full.append(EVENT)
+        append(full, EVENT)
     assert full.health()["ok"] is False
     assert (data_dir / NAME).read_bytes().count(b"\n") == 1
     full.close()
@@ -426,10 +430,10 @@ def test_an_error_is_logged_when_it_begins_and_when_it_ends(
     disk.fail("write", errno.ENOSPC)
     for _ in range(5):
         with pytest.raises(NotStored):
-            store.append(EVENT)
+            append(store, EVENT)
     disk.heal()
     for _ in range(5):
-        store.append(EVENT)
+        append(store, EVENT)
 
     said = [record.getMessage() for record in caplog.records]
     assert [message.split(":")[0] for message in said] == [
@@ -448,7 +452,7 @@ def test_health_shows_the_last_error_and_recovers_without_an_event(
     store = make_store(clock=lambda: now[0])
     disk.fail("fsync")
     with pytest.raises(NotStored):
-        store.append(EVENT)
+        append(store, EVENT)
     now[0] -= timedelta(days=1)
 
     health = store.health()
@@ -464,11 +468,11 @@ def test_failing_refusals_do_not_affect_health(
     store: Store, data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (data_dir / f"refused-{DAY}.jsonl").mkdir(parents=True)
-    store.append(EVENT)
+    append(store, EVENT)
     store.record_refusal(EVENT)
-    store.append(EVENT)
+    append(store, EVENT)
     store.record_refusal(EVENT)
-    store.append(EVENT)
+    append(store, EVENT)
 
     assert store.health()["ok"] is True
     assert [record.getMessage()[:29] for record in caplog.records] == [
@@ -482,7 +486,7 @@ def test_a_stored_refusal_does_not_hide_that_events_are_not_stored(
     (data_dir / NAME).mkdir(parents=True)
     for _ in range(3):
         with pytest.raises(NotStored):
-            store.append(EVENT)
+            append(store, EVENT)
         store.record_refusal(EVENT)
     store.close()
 
@@ -537,11 +541,11 @@ def test_events_queued_together_share_one_write_and_one_sync(
     disk: FailingOs, store: Store, data_dir: Path
 ) -> None:
     """While the disk syncs one batch, the next one fills."""
-    store.append(EVENT)
+    append(store, EVENT)
     stall = Stall()
     disk.fault = stall.fault
     with ThreadPoolExecutor(20) as pool:
-        first = pool.submit(store.append, EVENT)
+        first = pool.submit(append, store, EVENT)
         assert stall.begun.wait(60)
         batches = [store.enqueue(EVENT | {"n": n}) for n in range(19)]
         others = [pool.submit(store.wait, batch) for batch in batches]
@@ -558,16 +562,16 @@ def test_during_a_stall_the_first_event_fails_in_time_and_later_ones_at_once(
     stall: Stall, store: Store, data_dir: Path
 ) -> None:
     with pytest.raises(NotStored, match="did not respond in time"):
-        store.append(EVENT)
+        append(store, EVENT)
     assert store.health()["ok"] is False
     for _ in range(3):
         with pytest.raises(NotStored, match="stalled or too slow"):
-            store.append(EVENT)
+            append(store, EVENT)
 
     stall.over.set()
     store.close()  # waits for the writer
     again = Store(data_dir)
-    again.append(EVENT | {"id": "after"})
+    append(again, EVENT | {"id": "after"})
     again.close()
     assert json.loads((data_dir / NAME).read_bytes().splitlines()[-1])["id"] == "after"
 
@@ -578,9 +582,9 @@ def test_a_batch_cancelled_before_it_runs_is_never_written(
     data_dir.mkdir()
     monkeypatch.setattr(storage, "STALLED_AFTER_SECONDS", 60)
     with ThreadPoolExecutor(9) as pool:
-        first = pool.submit(store.append, EVENT)
+        first = pool.submit(append, store, EVENT)
         assert stall.begun.wait(60)
-        others = [pool.submit(store.append, EVENT | {"id": str(n)}) for n in range(8)]
+        others = [pool.submit(append, store, EVENT | {"id": str(n)}) for n in range(8)]
         errors = [future.exception() for future in [first, *others]]
     stall.over.set()
     store.close()
@@ -592,12 +596,12 @@ def test_a_batch_cancelled_before_it_runs_is_never_written(
 def test_a_batch_whose_deadline_passes_while_another_worker_holds_the_lock_is_not_written(
     store: Store, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.append(EVENT)
+    append(store, EVENT)
     monkeypatch.setattr(storage, "MAX_WAIT_SECONDS", 0.1)
     with durable.locked(data_dir), pytest.raises(NotStored):
-        store.append(EVENT | {"id": "late"})
+        append(store, EVENT | {"id": "late"})
     monkeypatch.setattr(storage, "MAX_WAIT_SECONDS", 60)
-    store.append(EVENT | {"id": "next"})
+    append(store, EVENT | {"id": "next"})
 
     ids = [json.loads(text)["id"] for text in (data_dir / NAME).read_bytes().splitlines()]
     assert ids == ["x", "next"]
@@ -670,7 +674,7 @@ def test_the_queue_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
     for batch in batches:
         store.wait(batch)
 
-    store.append(EVENT)  # there is room again
+    append(store, EVENT)  # there is room again
 
 
 def test_if_no_thread_can_start_an_event_fails_and_the_next_one_is_stored(
@@ -683,8 +687,8 @@ def test_if_no_thread_can_start_an_event_fails_and_the_next_one_is_stored(
         patch.setattr(threading.Thread, "start", refuse)
         for _ in range(2):
             with pytest.raises(NotStored):
-                store.append(EVENT | {"id": "refused"})
-    store.append(EVENT)
+                append(store, EVENT | {"id": "refused"})
+    append(store, EVENT)
 
     assert [json.loads(text)["id"] for text in (data_dir / NAME).read_text().splitlines()] == ["x"]
 
@@ -913,7 +917,7 @@ def test_a_file_system_without_blocks_takes_events(
     """ramfs, or tmpfs with size=0, whose statvfs() says 0 of 0."""
     empty = os.statvfs_result((4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255))
     disk.fault = lambda at, name, arguments: empty if name == "statvfs" else None
-    store.append(EVENT)
+    append(store, EVENT)
 
     assert (data_dir / NAME).read_bytes().count(b"\n") == 1
     assert (store.health()["ok"], store.health()["free_mb"]) == (True, None)
@@ -992,7 +996,7 @@ def test_refusals_that_could_not_be_queued_block_nothing(
             store.record_refusal(EVENT)
     assert store.queued_bytes == 0
     store.record_refusal(EVENT)
-    store.append(EVENT)
+    append(store, EVENT)
     store.close()
 
     assert {path.name: path.read_bytes().count(b"\n") for path in data_dir.iterdir()} == {
@@ -1040,7 +1044,7 @@ from storage import NotStored, Store
 os.fsync = lambda fd: time.sleep(600)
 store = Store(Path({str(data_dir)!r}))
 try:
-    store.append({EVENT!r})
+    store.wait(store.enqueue({EVENT!r}))
 except NotStored as exc:
     print(exc)
 store.close()
