@@ -175,7 +175,7 @@ def units_of(tally: Tally, hosts: Iterable[bytes], core: Sent, cli: Sent) -> Uni
         "cli": {"projects": {*cli.projects} - {NULL}},
     }
     for (source, unit, _), addresses in tally.addresses.items():
-        units[source][unit] = units[source].get(unit, set()) | addresses - {b"", NULL}
+        units[source][unit] = units[source].get(unit, set()) | addresses
     return units
 
 
@@ -218,18 +218,14 @@ def last_seen(units: list[bytes], sent: Sent, wanted: set[bytes]) -> Seen:
 
 def addresses_by_row(agent_addresses: Iterable[tuple[bytes, bytes]]) -> dict[Row, set[bytes]]:
     """Return the addresses that each row of the lists of browsers and systems came with."""
-    places: dict[bytes, list[set[bytes]]] = {}
-    rows: defaultdict[Row, set[bytes]] = defaultdict(set)
+    by_agent: defaultdict[bytes, set[bytes]] = defaultdict(set)
     for agent, ip in agent_addresses:
-        if agent not in places:
-            places[agent] = [
-                rows[one.name, found]
-                for one in AGENT_LISTS
-                for found in one.found_in(agent_values(agent, one.keys))
-            ]
-        if ip != NULL:
-            for addresses in places[agent]:
-                addresses.add(ip)
+        by_agent[agent].add(ip)
+    rows: defaultdict[Row, set[bytes]] = defaultdict(set)
+    for agent, addresses in by_agent.items():
+        for one in AGENT_LISTS:
+            for found in one.found_in(agent_values(agent, one.keys)):
+                rows[one.name, found] |= addresses - {NULL}
     return rows
 
 

@@ -56,7 +56,7 @@ def line_pattern(payload_keys: Keys, added: Collection[str]) -> re.Pattern[bytes
     core %= TEXT, TEXT, agent, payloads["core"]
     cli = rb'"cli","ip":(%b),"payload":\{(%b)\}' % (TEXT, payloads["cli"])
     head = rb'\{"id":"[0-9a-f-]{36}","received_at":"[0-9T:.Z-]{24}","source":'
-    return re.compile(rb"^(?:%b(?:%b|%b)\}|(.+))$" % (head, core, cli), re.MULTILINE)
+    return re.compile(rb"^(?:%b(?:%b|%b)\}|(.*))$" % (head, core, cli), re.MULTILINE)
 
 
 def payload_pattern(keys: Iterable[str]) -> re.Pattern[bytes]:
@@ -110,10 +110,11 @@ class Tally:
 
 def count_events(chunk: bytes, tally: Tally) -> None:
     """Count the lines of a chunk of an events file."""
-    rows: list[tuple[bytes, ...]] = LINE.findall(chunk)
-    tally.unreadable_lines += chunk.count(b"\n") - len(rows)  # empty lines
+    if not chunk:
+        return
+    rows: list[tuple[bytes, ...]] = LINE.findall(chunk, 0, len(chunk) - 1)
     columns = list(zip(*rows, strict=True))
-    if columns and any(columns[-1]):
+    if any(columns[-1]):
         read = [read_odd(line) for line in columns[-1] if line]
         tally.unreadable_lines += read.count(None)
         rows = [row for row in rows if not row[-1]] + [parts for parts in read if parts]
@@ -147,12 +148,19 @@ def count_columns(columns: list[tuple[bytes, ...]], tally: Tally) -> None:
     ips, hosts, agents, core_payloads, cli_ips, cli_payloads, _ = columns
     in_development = set(filter(is_in_development, {*hosts}))
     of_development = compress(ips, map(in_development.__contains__, hosts))
-    tally.addresses["core", "addresses", tally.directory].update(ips)
-    tally.addresses["core", "development_addresses", tally.directory].update(of_development)
-    tally.addresses["cli", "addresses", tally.directory].update(cli_ips)
+    for source, unit, column in (
+        ("core", "addresses", ips),
+        ("core", "development_addresses", of_development),
+        ("cli", "addresses", cli_ips),
+    ):
+        addresses = tally.addresses[source, unit, tally.directory]
+        addresses.update(column)
+        addresses.difference_update((b"", NULL))
     tally.core.update(zip(hosts, core_payloads, strict=True))
     tally.cli.update(cli_payloads)
-    del tally.core[b"", b""], tally.cli[b""]
+    # A row of neither source is an empty line.
+    of_others = tally.core.pop((b"", b""), 0) + tally.cli.pop(b"", 0)
+    tally.unreadable_lines += of_others - len(ips)
     if tally.has_lists:
         tally.agents.update(agents)
         tally.agent_addresses.update(zip(agents, ips, strict=True))

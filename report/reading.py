@@ -154,10 +154,12 @@ def reason(exc: Exception) -> str:
 
 def plain_blocks(file: BinaryIO) -> Iterator[bytes]:
     """Yield all complete lines in blocks.  The rest may still be written: it does not count."""
-    rest = bytearray()
+    rest = b""
     while block := file.read(BLOCK_BYTES):
-        rest += block
-        yield take_lines(rest)
+        block = b"".join((rest, block, file.readline()))
+        end = block.rfind(b"\n") + 1
+        rest = block[end:]
+        yield block[:end]
 
 
 def archived_blocks(file: BinaryIO) -> Iterator[bytes]:
