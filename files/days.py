@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from collections.abc import Iterable
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
@@ -49,6 +50,18 @@ def day_files(directory: Path) -> list[DayFile]:
             with contextlib.suppress(ValueError):  # such as the 31st of February
                 found.append(DayFile(date.fromisoformat(match[2]), Kind(match[1]), path))
     return sorted(found)
+
+
+def distinct(paths: Iterable[Path]) -> list[Path]:
+    """Return each file or directory once, however it is spelled or linked."""
+    found: dict[object, Path] = {}
+    for path in paths:
+        identity: object = path  # of what cannot be looked up: whoever opens it will see why
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            identity = status.st_dev, status.st_ino
+        found.setdefault(identity, path)
+    return list(found.values())
 
 
 def compressed_path(plain: Path) -> Path:

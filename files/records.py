@@ -34,6 +34,10 @@ ADDED_KEYS: frozenset[str] = frozenset()
 encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def utc_now() -> datetime:
     return datetime.now(UTC)
 

@@ -17,10 +17,10 @@ import click
 from flask import current_app
 from flask.cli import with_appcontext
 
-from files.days import CLAIM_NAME, DAY_FILE_NAME, DRAFT_NAME, Kind
+from files.days import CLAIM_NAME, DAY_FILE_NAME, DRAFT_NAME, Kind, distinct
 from files.durable import claimed, opened
 from files.lines import chunks_of_lines
-from files.records import RECORD_KEYS, read_record
+from files.records import RECORD_KEYS, plural, read_record
 from files.rewriting import remove_repeated, rewrite
 from forget.wanted import Verdict, Wanted, choose
 
@@ -46,17 +46,6 @@ Look = dict[Path, Found]
 
 
 # Looking.
-
-
-def unique(directories: Iterable[Path], problems: Problems) -> Iterator[Path]:
-    """Yield each directory once, however it is spelled."""
-    seen = set()
-    for directory in directories:
-        with reported(directory, problems):
-            status = directory.stat()
-            if (identity := (status.st_dev, status.st_ino)) not in seen:
-                seen.add(identity)
-                yield directory
 
 
 def look(directory: Path, wanted: Wanted, problems: Problems, known: Iterable[Path] = ()) -> Look:
@@ -162,7 +151,7 @@ def erase_all(
         found = look(directory, wanted, problems, known)
     for path, left in matched(found).items():
         reason = failed.get(path, "stored since the first look; run it again")
-        problems[path] = f"{number(left, 'event')} left: {reason}"
+        problems[path] = f"{plural(left, 'event')} left: {reason}"
 
 
 def keep_one_of_two(path: Path) -> None:
@@ -224,7 +213,7 @@ def forget_command(
         how = f"addresses are stored {HOW_STORED[settings.ip]}"
         click.echo(f"TELEMETRY_IP={settings.ip}: {how}, so --ip can find nobody", err=True)
     problems: Problems = {}
-    for directory in unique(directories or (settings.data_dir,), problems):
+    for directory in distinct(directories or (settings.data_dir,)):
         found: Problems = {}
         with reported(directory, found):
             if yes:
@@ -249,16 +238,12 @@ def tell(directory: Path, found: Look, what: str, hint: str = "") -> None:
     total: Counter[Verdict] = Counter()
     for path, one in found.items():
         if events := one.verdicts[Verdict.ERASE]:
-            click.echo(f"{path}: {number(events, 'event')}")
+            click.echo(f"{path}: {plural(events, 'event')}")
         if lines := one.verdicts[Verdict.UNREADABLE]:
-            click.echo(f"{path}: {number(lines, 'line')} that cannot be read")
+            click.echo(f"{path}: {plural(lines, 'line')} that cannot be read")
         total += one.verdicts
     if unknown := total[Verdict.UNKNOWN]:
-        lacking = f"{number(unknown, 'event')} without a whole address"
+        lacking = f"{plural(unknown, 'event')} without a whole address"
         click.echo(f"{directory}: {lacking}, which --ip cannot find")
     ending = what + (hint if total[Verdict.ERASE] else "")
-    click.echo(f"{directory}: {number(total[Verdict.ERASE], 'event')} {ending}")
-
-
-def number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    click.echo(f"{directory}: {plural(total[Verdict.ERASE], 'event')} {ending}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address
 
-import click
+from click import UsageError
 
 import parsing
 from files.records import read_record
@@ -16,10 +16,6 @@ NO_HOST_NAME = re.compile(r"[/?#@]|^[^:]*:[^:]*$")  # a URL, or a host with a po
 BEGINNING = b'{"id":"'  # of each line that the collector writes
 STORED_ADDRESS = re.compile(rb'"ip":"([^"]*)"')
 HASH_DIGITS = 64
-
-
-class BadOption(click.ClickException):
-    exit_code = 2
 
 
 class Verdict(IntEnum):
@@ -83,14 +79,14 @@ class Wanted:
 
 
 def choose(ips: Iterable[str], hostnames: Iterable[str], projects: Iterable[str]) -> Wanted:
-    """Return what the one option that was given asks for.  Raises BadOption."""
+    """Return what the one option that was given asks for.  Raises UsageError."""
     given = [
         *((by_address, ip) for ip in ips),
         *((by_hostname, hostname) for hostname in hostnames),
         *((by_project, project) for project in projects),
     ]
     if len(given) != 1 or not given[0][1].strip():
-        raise BadOption("want one of --ip, --hostname and --project, and a value for it")
+        raise UsageError("want one of --ip, --hostname and --project, and a value for it")
     make_wanted, value = given[0]
     return make_wanted(value)
 
@@ -98,7 +94,7 @@ def choose(ips: Iterable[str], hostnames: Iterable[str], projects: Iterable[str]
 def by_address(ip: str) -> Wanted:
     address = parsing.parse_address(ip)
     if address is None:
-        raise BadOption(f"--ip {ip!r}: want an address such as 203.0.113.9 or 2001:db8::7")
+        raise UsageError(f"--ip {ip!r}: want an address such as 203.0.113.9 or 2001:db8::7")
     network = parsing.mask_address(address)
 
     def judge(stored: object) -> Verdict:
@@ -126,7 +122,7 @@ def spellings(address: parsing.Address) -> tuple[bytes, ...]:
 
 def by_hostname(hostname: str) -> Wanted:
     if NO_HOST_NAME.search(hostname):
-        raise BadOption(f"--hostname {hostname!r}: want a host name such as admin.example.com")
+        raise UsageError(f"--hostname {hostname!r}: want a host name such as admin.example.com")
     bare = hostname.lower().removesuffix(".")
     host = f"[{bare}]" if ":" in bare and not bare.startswith("[") else bare
     # In the form of a header, to get the form that a record has.

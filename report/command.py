@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click import UsageError
 from flask import current_app
 from flask.cli import with_appcontext
 
@@ -28,10 +29,6 @@ MAX_DAYS = 3660  # ten years; each day is a row of the report
 LENGTH = re.compile(r"([0-9]{1,4})([dw])")
 STANDARD_OUTPUT = ("-", "/dev/stdout")
 A_DAY = "a date such as 2026-11-23, today or yesterday"
-
-
-class BadOption(click.ClickException):
-    exit_code = 2
 
 
 @click.command("report")
@@ -99,9 +96,9 @@ def choose_period(since: str, until: str, today: date) -> Period:
             first = parse_day("since", since, today, f"{A_DAY}, or a length such as 90d or 13w")
         earliest = last - (MAX_DAYS - 1) * DAY
     except OverflowError as exc:
-        raise BadOption(f"--until {until}: want a later day") from exc
+        raise UsageError(f"--until {until}: want a later day") from exc
     if not earliest <= first <= last:
-        raise BadOption(f"--since {since}: want a day from {earliest} to {last}, got {first}")
+        raise UsageError(f"--since {since}: want a day from {earliest} to {last}, got {first}")
     return Period(first, last)
 
 
@@ -109,7 +106,7 @@ def parse_day(option: str, text: str, today: date, wanted: str) -> date:
     try:
         return {"today": today, "yesterday": today - DAY}.get(text) or date.fromisoformat(text)
     except ValueError as exc:
-        raise BadOption(f"--{option} {text!r}: want {wanted}") from exc
+        raise UsageError(f"--{option} {text!r}: want {wanted}") from exc
 
 
 def is_wanted(file: DayFile, period: Period) -> bool:

@@ -22,7 +22,7 @@ from typing import BinaryIO, NamedTuple
 
 import click
 
-from files.days import DayFile, Kind, compressed_path, day_files
+from files.days import DayFile, Kind, compressed_path, day_files, distinct
 from files.records import ADDED_KEYS
 from report.activity import Week
 from report.counting import Tally, complete, count_events, count_refusals
@@ -60,24 +60,16 @@ class Result(NamedTuple):
 
 def find_files(directories: Iterable[Path], problems: list[str]) -> list[DayFile]:
     """Return the daily files of the directories, each once however it is spelled or linked."""
-    found: dict[tuple[int, int], DayFile] = {}
-    seen_directories = set()
-    for directory in directories:
+    found: dict[Path, DayFile] = {}
+    for directory in distinct(directories):
         try:
-            status = directory.stat()
-            if (identity := (status.st_dev, status.st_ino)) in seen_directories:
-                continue
-            seen_directories.add(identity)
             files = day_files(directory)
             problems += strangers(directory, files)
         except OSError as exc:
             problems.append(f"{directory}: {exc.strerror}")
-            continue
-        for file in files:
-            with contextlib.suppress(FileNotFoundError):  # housekeeping runs beside this
-                status = file.path.stat()
-                found.setdefault((status.st_dev, status.st_ino), file)
-    return sorted(found.values())
+        else:
+            found |= {file.path: file for file in files}
+    return sorted(found[path] for path in distinct(found))
 
 
 def strangers(directory: Path, files: list[DayFile]) -> Iterator[str]:

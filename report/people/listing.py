@@ -2,10 +2,11 @@
 
 from typing import Any, NamedTuple
 
+from files.records import plural
 from report.lists import LISTS, List
 from report.people.bars import Report
 from report.people.versions import Audience, line_of_majors, version_key
-from report.people.words import number, plural, share
+from report.people.words import number, share
 
 TITLES = {
     "hosts": ("deployed host", "deployed hosts"),

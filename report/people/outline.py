@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import date, timedelta
 from typing import NamedTuple
 
+from files.records import plural
 from report.figures import MIN_FILES
 from report.people.bars import Report, Strip, Time, days_of, strip, weeks_of
 from report.people.listing import Listing, listings
@@ -17,7 +18,6 @@ from report.people.words import (
     long_date,
     number,
     percent_change,
-    plural,
     share,
 )
 

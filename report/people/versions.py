@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple
 
+from files.records import plural
 from report.lists import series
 from report.people.bars import Bar, Report, bars, weeks_of
-from report.people.words import in_ascii, in_brackets, in_letters, number, plural, share
+from report.people.words import in_ascii, in_brackets, in_letters, number, share
 
 MAX_SERIES = 6
 MAX_WEEKS = 26  # of more, the chart shows majors

@@ -3,7 +3,7 @@
 import unicodedata
 from datetime import date, timedelta
 
-from files.records import encode
+from files.records import encode, plural
 
 UNKNOWN = "–"
 MIN_CHANGE_BASE = 100  # from a smaller base, a change in percent would mislead
@@ -14,10 +14,6 @@ MAX_MARKS = 2  # combining characters on one letter
 
 def number(count: int | None) -> str:
     return UNKNOWN if count is None else f"{count:,}"
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def share(part: int | None, whole: int | None, decimals: int = 0) -> str:
