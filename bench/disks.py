@@ -4,8 +4,8 @@
     python bench/disks.py --workers 1,2 --sync-ms 500,1000 --seconds 5 --clients 16
 
 Real servers, whose syncs take that long, or fail half of the time during 0.2 s of each 0.5 s
-(tests/injected.py).  Each client posts its next event, on a new connection, when the last one is
-answered.  Lost is what was answered as stored and is in no file afterwards.
+(tests/support/injected.py).  Each client posts its next event, on a new connection, when the
+last one is answered.  Lost is what was answered as stored and is in no file afterwards.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from driver import ROOT, bench_directory, free_port, our_server, serving
 
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests/support"))
 from injected import Faults
 
 FAILING = Faults(sync_errors=0.5, bad_seconds=0.2, period_seconds=0.5)
@@ -74,7 +74,7 @@ def faulty_server(workers: int) -> Iterator[tuple[int, Path, Path]]:
         port, faults, data = free_port(), directory / "faults.json", directory / "data"
         Faults().write(faults)
         command, environ = our_server(port, data, workers)
-        command += ["--pythonpath", str(ROOT / "tests"), "injected:create_app()"]
+        command += ["--pythonpath", str(ROOT / "tests/support"), "injected:create_app()"]
         with serving(command, port, directory, environ | {"FAULTS": str(faults)}):
             yield port, data, faults
             Faults().write(faults)  # or it would stop slowly

@@ -439,7 +439,7 @@ def test_a_slow_disk_delays_none_of_400_simultaneous_requests(
     serve: Callable[..., Server], ip: str
 ) -> None:
     """A slow disk is not a stalled one: all events are stored, and share a few syncs."""
-    slow = ("--pythonpath=tests", "--env=FSYNC_SECONDS=0.65", "slow_disk:app")
+    slow = ("--pythonpath=tests/support", "--env=FSYNC_SECONDS=0.65", "slow_disk:app")
     server = serve(*slow, IP=ip)
     # The first ones make the directory, the file and the key, with several syncs.
     wait_until(lambda: server.send_cli().status == 204)
@@ -455,7 +455,7 @@ def test_a_slowly_failing_disk_delays_none_of_100_simultaneous_requests(
     serve: Callable[..., Server], ip: str, fsync_seconds: float
 ) -> None:
     failing = (f"--env=FSYNC_SECONDS={fsync_seconds}", "--env=FSYNC_FAILS=1", "slow_disk:app")
-    server = serve("--pythonpath=tests", *failing, IP=ip)
+    server = serve("--pythonpath=tests/support", *failing, IP=ip)
     for _ in range(2):
         statuses, seconds = answers_to_many_at_once(server, 100)
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from test_readme import examples, run_here
 
 from npm import APPS
 from server import ROOT, Server, program, wait_until
-from test_readme import examples, run_here
 
 pytestmark = pytest.mark.slow
 

@@ -171,7 +171,7 @@ def test_no_request_depends_on_its_host(shared: Server, host: str) -> None:
 def test_an_error_outside_the_app_is_a_500_whose_log_names_no_client(
     serve: Callable[..., Server],
 ) -> None:
-    server = serve("--pythonpath=tests", "broken:app")
+    server = serve("--pythonpath=tests/support", "broken:app")
     answer = server.send("GET", "/?payload=findme")
     server.stop()
 

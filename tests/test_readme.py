@@ -88,7 +88,7 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
 def test_every_test_that_a_page_names_exists(page: Path) -> None:
     names = set(re.findall(r"\b(test_\w+)", page.read_text(encoding="utf-8")))
 
-    assert {name for name in names if not (ROOT / f"tests/{name}.py").exists()} == set()
+    assert {name for name in names if not list(ROOT.glob(f"tests/**/{name}.py"))} == set()
 
 
 def test_every_promise_names_its_test() -> None:

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import click
 import pytest
+from conftest import NOON
 from flask import Flask
 
 from app import create_app
 from bench.world import World, make_files
 from chromium import Chromium, Tab
-from conftest import NOON
 from npm import MODULES, install_packages
 from plain_report import LISTS
 from random_folders import write_folders

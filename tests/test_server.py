@@ -155,7 +155,7 @@ def test_a_signal_that_a_worker_gets_before_its_handlers_stops_it(
     once = tmp_path / "once"
     once.touch()
     environ = {"STOP_ONCE": str(once)}
-    server = Server(data_dir, "--pythonpath=tests", "stopped_at_fork:app", environ=environ)
+    server = Server(data_dir, "--pythonpath=tests/support", "stopped_at_fork:app", environ=environ)
     try:
         wait_until(lambda: sum("Booting worker" in line for line in server.log) == 2)
         assert server.send_cli().status == 204

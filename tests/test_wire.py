@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 import pytest
 
-from server import CORE, Server
+from server import CORE, ROOT, Server
 
-REQUESTS = sorted((Path(__file__).parent / "wire").glob("*.json"))
+REQUESTS = sorted((ROOT / "tests/wire").glob("*.json"))
 STAMPS = re.compile(
     rb'^\{"id":"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",'
     rb'"received_at":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z",'

@@ -477,7 +477,9 @@ def test_a_worker_that_cannot_start_threads_recovers_when_it_can(
     serve: Callable[..., Server], tmp_path: Path
 ) -> None:
     allowed = tmp_path / "allowed"
-    server = serve("--pythonpath=tests", f"--env=THREADS_ALLOWED={allowed}", "no_threads:app")
+    server = serve(
+        "--pythonpath=tests/support", f"--env=THREADS_ALLOWED={allowed}", "no_threads:app"
+    )
     workers = booted(server)
     with server.connect() as partial:
         partial.sendall(b"POST /cli HTTP/1.1\r\n")
@@ -521,7 +523,7 @@ def test_an_error_of_a_system_call_costs_one_connection_at_most(data_dir: Path, 
 def test_an_error_in_the_loop_ends_one_connection_and_not_the_worker(
     serve: Callable[..., Server],
 ) -> None:
-    server = serve("--pythonpath=tests", "--worker-class=faulty_worker.FaultyWorker")
+    server = serve("--pythonpath=tests/support", "--worker-class=faulty_worker.FaultyWorker")
     workers = booted(server)
     with server.connect() as sock:
         sock.sendall(b"FAULT")

@@ -1,6 +1,6 @@
 """The shipped nginx and Caddy sites in front of a real gunicorn, with TLS.
 
-    STEADY_SECONDS=600 pytest -s -o faulthandler_timeout=900 tests/test_behind_proxy.py -k steady
+    STEADY_SECONDS=600 pytest -s -o faulthandler_timeout=900 -k steady tests/deploy
 
 runs ten minutes instead of fifteen seconds, and kills a worker every twenty.
 """

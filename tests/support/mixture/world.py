@@ -147,7 +147,7 @@ class World:
         return {
             "FAULTS": str(faults),
             "PLANTED": self.mixture.planted,
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/support'}",
             "TELEMETRY_DATA_DIR": str(self.data),
             "TELEMETRY_IP": self.mixture.mode,
             "TELEMETRY_TRUSTED_PROXIES": "127.0.0.1,unix",

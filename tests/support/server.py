@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Not `python -m gunicorn`: on USR2 that runs itself again in a way that finds
 # gunicorn's own `http` where Python's is meant.
 GUNICORN = Path(sys.executable).with_name("gunicorn")

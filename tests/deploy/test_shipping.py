@@ -39,7 +39,7 @@ class DatedServer(Server):
     def __init__(self, data_dir: Path, day: date) -> None:
         environ = {"TODAY": str(day), "TELEMETRY_TRUSTED_PROXIES": "127.0.0.1"}
         environ |= {"TELEMETRY_COMPRESS_AFTER_DAYS": "2"}
-        super().__init__(data_dir, "--pythonpath=tests", "another_day:app", environ=environ)
+        super().__init__(data_dir, "--pythonpath=tests/support", "another_day:app", environ=environ)
         self.day = day
 
     def send_events(self, count: int = 60) -> None:

@@ -1,6 +1,6 @@
 """The app, with a disk, threads and a clock that fail as the file $FAULTS says at the moment.
 
-    FAULTS=faults.json gunicorn --pythonpath tests "injected:create_app()"
+    FAULTS=faults.json gunicorn --pythonpath tests/support "injected:create_app()"
 
 Every process that serves or rewrites the files reads that file again at each call.
 """
