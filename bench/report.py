@@ -1,65 +1,43 @@
-"""Measure `flask report` against DuckDB: the same files, the same JSON.
+"""Measure how the time and the memory of `flask report` grow with events, apps and addresses.
 
-    python bench/report.py                  8 weeks, a million events, plain files
-    python bench/report.py --gzip           all but the newest 8 days compressed
-    python bench/report.py --struct         DuckDB parses every payload, as queries usually do
-    python bench/report.py --odd            ours, with one odd line in each piece and without
+    python bench/report.py                        worlds of 91 days, of which eight weeks are read
+    python bench/report.py --against CHECKOUT     and the ratio to another version of the project
 
-Both programs run as processes of their own and print the whole report.  The first round, which
-is not timed, compares what they say and takes their memory (the proportional set size of all
-their processes).  The others are pairs, either program first in turn.  DuckDB lives in an
-environment of its own, bench/.venv.
+The first run of each is for the memory (the proportional set size of all its processes) and is not
+timed.  The two versions take turns in the others, so that both meet the same noise.
 """
 
 import argparse
 import contextlib
-import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from driver import BENCH, ROOT, bench_directory, bench_python, process_tree
+from driver import ROOT, bench_directory, process_tree
 from world import World, make_files
 
-UNTIL = date(2026, 11, 24)
-APPS, ADDRESSES = 600, 100_000
-PIECE_BYTES = 2**24  # as the report reads them
+UNTIL, DAYS = date(2026, 11, 24), 91
+# Events, apps, addresses.
+WORLDS = [
+    (200_000, 600, 2_500),
+    (1_000_000, 600, 2_500),
+    (1_000_000, 600, 200_000),
+    (1_000_000, 5_000, 200_000),
+    (1_200_000, 30_000, 200_000),
+    (6_000_000, 60_000, 400_000),
+]
 SAMPLE_SECONDS = 0.02
 
 
-# Measuring.
-
-
 class Run(NamedTuple):
-    answer: dict[str, Any]
     wall_seconds: float
     cpu_seconds: float
-    peak_mb: float  # 0 where it was not measured
-
-
-def run(command: list[str], directory: Path, with_memory: bool) -> Run:
-    environ = os.environ | {"TELEMETRY_DATA_DIR": str(directory)}
-    with tempfile.TemporaryFile() as output:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=output)
-        peak = Peak(process.pid) if with_memory else None
-        _, status, usage = os.wait4(process.pid, 0)
-        wall_seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"{' '.join(command)}: exit status {process.returncode}")
-        output.seek(0)
-        answer = json.load(output)
-    peak_mb = peak.stop() if peak else 0
-    return Run(answer, wall_seconds, usage.ru_utime + usage.ru_stime, peak_mb)
 
 
 class Peak:
@@ -83,77 +61,61 @@ class Peak:
         return self.peak_mb
 
 
-def differences(ours: Any, theirs: Any, where: str = "") -> Iterator[str]:
-    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
-        for key in ours:
-            yield from differences(ours[key], theirs[key], f"{where}.{key}")
-    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
-        for n, pair in enumerate(zip(ours, theirs, strict=True)):
-            yield from differences(*pair, f"{where}[{n}]")
-    elif ours != theirs:
-        yield f"{where}: flask report {ours!r:.60}, DuckDB {theirs!r:.60}"
+def start(checkout: Path, directory: Path) -> "subprocess.Popen[bytes]":
+    flask = str(Path(sys.executable).with_name("flask"))
+    command = [flask, "--app=app", "report", f"--until={UNTIL}", "--format=json"]
+    environ = os.environ | {"TELEMETRY_DATA_DIR": str(directory)}
+    return subprocess.Popen(command, cwd=checkout, env=environ, stdout=subprocess.DEVNULL)
 
 
-def measure(commands: dict[str, list[str]], directories: list[Path], rounds: int) -> None:
-    """Run each command on its directory in turn, and print times, memory and the ratio."""
-    where = dict(zip(commands, directories, strict=True))
-    first = {name: run(command, where[name], True) for name, command in commands.items()}
-    if wrong := list(differences(*(found.answer for found in first.values()))):
-        raise SystemExit("The answers differ:\n" + "\n".join(wrong[:20]))
-    print("the answers are equal")
-    timed: dict[str, list[Run]] = {name: [] for name in commands}
-    for number in range(rounds):
-        for name in sorted(commands, reverse=bool(number % 2)):
-            timed[name].append(run(commands[name], where[name], False))
-    print(f"{'':24}{'wall':>10}{'CPU':>10}{'peak memory':>14}")
-    for name, runs in timed.items():
-        wall, cpu = (
-            median(getattr(r, f"{kind}_seconds") for r in runs) for kind in ("wall", "cpu")
-        )
-        print(f"{name:24}{wall:8.2f} s{cpu:8.2f} s{first[name].peak_mb:11.0f} MB")
-    pairs = list(zip(*timed.values(), strict=True))
-    for kind in ("wall", "cpu"):
-        ratios = [getattr(a, f"{kind}_seconds") / getattr(b, f"{kind}_seconds") for a, b in pairs]
-        shown = " ".join(f"{ratio:.2f}" for ratio in ratios)
-        print(f"{' / '.join(commands)}, {kind}: median {median(ratios):.2f} of {shown}")
+def run(checkout: Path, directory: Path) -> Run:
+    before = time.perf_counter()
+    process = start(checkout, directory)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{checkout}: exit status {process.returncode}")
+    return Run(time.perf_counter() - before, usage.ru_utime + usage.ru_stime)
 
 
-def add_odd_lines(directory: Path, target: Path) -> None:
-    """Copy the files; one line in each piece is written in another, equally valid way."""
-    for path in directory.iterdir():
-        lines = path.read_bytes()
-        for at in range(0, len(lines), PIECE_BYTES):
-            start = lines.rfind(b"\n", 0, at + PIECE_BYTES // 2) + 1
-            lines = lines[:start] + lines[start:].replace(b'":', b'": ', 1)
-        (target / path.name).write_bytes(lines)
+def peak_mb(checkout: Path, directory: Path) -> float:
+    process = start(checkout, directory)
+    peak = Peak(process.pid)
+    process.wait()
+    return peak.stop()
+
+
+def measure(directory: Path, checkouts: list[Path], rounds: int) -> str:
+    """Return the cells of a row: this version's figures, and their ratios to the other's."""
+    memory = [peak_mb(checkout, directory) for checkout in checkouts]
+    turns = [[run(checkout, directory) for checkout in checkouts] for _ in range(rounds)]
+    cells = []
+    for kind in ("wall_seconds", "cpu_seconds"):
+        times = [[getattr(one, kind) for one in turn] for turn in turns]
+        cells.append(f"{median(turn[0] for turn in times):.1f} s")
+        if len(checkouts) > 1:
+            cells.append(f"{median(turn[0] / turn[1] for turn in times):.2f}")
+    cells.append(f"{memory[0]:.0f} MB")
+    if len(checkouts) > 1:
+        cells.append(f"{memory[0] / memory[1]:.2f}")
+    return " | ".join(cells)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="flask report against DuckDB")
-    parser.add_argument("--events", type=int, default=1_000_000)
-    parser.add_argument("--days", type=int, default=56)
-    parser.add_argument("--gzip", action="store_true", help="all but the newest 8 days")
-    parser.add_argument("--struct", action="store_true", help="DuckDB parses every payload")
-    parser.add_argument("--odd", action="store_true", help="ours alone, with odd lines and without")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = argparse.ArgumentParser(description="how flask report grows")
+    parser.add_argument("--against", type=Path, help="a checkout of another version")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--most-events", type=int, default=1_200_000, help="of a world")
     options = parser.parse_args()
-    since = UNTIL - timedelta(days=options.days - 1)
-    flask = str(Path(sys.executable).with_name("flask"))
-    ours = [flask, "report", f"--since={since}", f"--until={UNTIL}", "--format=json"]
-    with bench_directory() as directory, bench_directory() as odd:
-        world = World(options.days, UNTIL, APPS, ADDRESSES)
-        size = make_files(directory, world, options.events, options.gzip)
-        kept = "gzip" if options.gzip else "plain"
-        print(f"{options.events:,} events, {options.days} days, {size / 1e6:,.0f} MB {kept}")
-        if options.odd:
-            add_odd_lines(directory, odd)
-            commands = {"with odd lines": ours, "without": ours}
-            measure(commands, [odd, directory], options.rounds)
-        else:
-            theirs = [str(bench_python()), str(BENCH / "duckdb_report.py")]
-            theirs += [str(directory), str(since), str(UNTIL), *["--struct"] * options.struct]
-            commands = {"flask report": ours, "DuckDB": theirs}
-            measure(commands, [directory, directory], options.rounds)
+    checkouts = [ROOT, *[options.against] * bool(options.against)]
+    ratio = " | ×" if options.against else ""
+    print(f"| events | apps | addresses | time{ratio} | CPU{ratio} | memory{ratio} |")
+    for events, apps, addresses in WORLDS:
+        if events <= options.most_events:
+            with bench_directory() as directory:
+                make_files(directory, World(DAYS, UNTIL, apps, addresses), events)
+                cells = measure(directory, checkouts, options.rounds)
+            print(f"| {events:,} | {apps:,} | {addresses:,} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ weeks.  So the weeks, each counted by itself, answer all questions.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date
-from itertools import compress
+from itertools import chain, compress
 from operator import not_
 
 from files.records import AGENT_KEYS, PAYLOAD_KEYS
@@ -175,7 +175,8 @@ def units_of(tally: Tally, hosts: Iterable[bytes], core: Sent, cli: Sent) -> Uni
         "cli": {"projects": {*cli.projects} - {NULL}},
     }
     for (source, unit, _), addresses in tally.addresses.items():
-        units[source][unit] = units[source].get(unit, set()) | addresses
+        known = units[source].get(unit)
+        units[source][unit] = known | addresses if known else addresses
     return units
 
 
@@ -196,15 +197,15 @@ def day_of(tally: Tally, units: Units, sent: dict[str, Sent]) -> Day:
             if holds_hash(members)
         ),
         without_address={source for source, n in events.items() if n and not addresses[source]},
-        is_masked=are_masked(addresses["core"] | addresses["cli"]),
+        is_masked=are_masked(addresses["core"], addresses["cli"]),
     )
 
 
-def are_masked(addresses: Collection[bytes]) -> bool | None:
+def are_masked(*addresses: set[bytes]) -> bool | None:
     """Tell whether these are networks in place of addresses; None if they are too few to tell."""
-    if not all(map(is_network, addresses)):
+    if not all(map(is_network, chain(*addresses))):
         return False
-    return True if len(addresses) >= MIN_MASKED else None
+    return True if len(set().union(*addresses)) >= MIN_MASKED else None
 
 
 def last_seen(units: list[bytes], sent: Sent, wanted: set[bytes]) -> Seen:

@@ -318,7 +318,8 @@ def units_by_row(one: List, counted: Counted, seen: list[Values]) -> Callable[[F
 def addresses_of_row(name: str, counted: Counted, found: Found) -> int | None:
     packed = [week.packed_addresses.get((name, found), b"") for week in counted.listed]
     addresses = set().union(*map(unpack, packed))
-    return None if holds_hash(addresses) else len(addresses)
+    has_hashes = any(day.hashed["core", "addresses"] for day in counted.listed_days)
+    return None if has_hashes and holds_hash(addresses) else len(addresses)
 
 
 def spread(values: list[int]) -> dict[str, int | None]:
