@@ -45,8 +45,9 @@ if 0 <= soft < 4096 <= hard:
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
 worker_connections = min(2048, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
-# Longer than any request takes to arrive and to wait for a stalled disk.
-graceful_timeout = 20
+# Longer than any request takes to arrive and to be answered.  A process that waits for a frozen
+# file system cannot even be killed, so the master goes without it.
+graceful_timeout = 13
 
 # Balancers keep connections for 60 seconds.
 keepalive = 75
