@@ -36,57 +36,59 @@ def notes(report: Report) -> str:
 @pytest.mark.parametrize(
     ("hosts", "said"),
     [
-        (
-            (1270, 1044),
-            "1,270 deployed hosts were active, 226 more than in the 28 days before (+22%).",
-        ),
-        ((80, 100), "80 deployed hosts were active, 20 fewer than in the 28 days before (−20%)."),
-        ((99, 90), "99 deployed hosts were active, 9 more than in the 28 days before."),
-        ((1, 1), "1 deployed host was active, as many as in the 28 days before."),
+        ((1270, 1044), "1,270 deployed hosts were active, 226 more than BEFORE (+22%)."),
+        ((80, 100), "80 deployed hosts were active, 20 fewer than BEFORE (−20%)."),
+        ((99, 90), "99 deployed hosts were active, 9 more than BEFORE."),
+        ((1, 1), "1 deployed host was active, as many as BEFORE."),
+        ((0, 5), "No deployed hosts were active, 5 fewer than BEFORE."),
         ((0, 0), "No deployed hosts were active."),
         ((5, None), "5 deployed hosts were active."),
     ],
 )
 def test_the_first_sentence_compares_deployed_hosts(hosts: Any, said: str) -> None:
+    said = said.replace("BEFORE", "in the 28 days before")
     assert sentences(plain_report(hosts=hosts, versions={None: hosts[0]})) == said
 
 
 @pytest.mark.parametrize(
     ("versions", "said"),
     [
-        (
-            {"5.0.1": 1132, "4.57.0": 138},
-            "89% of them run 5.0 or newer; 138 hosts (11%) are still on 4.x.",
-        ),
-        ({"5.1.0": 30, "5.0.1": 30}, "100% of them run 5.0 or newer."),
-        ({"5.0.1": 12, "4.9.0": 3}, "12 of them run 5.0 or newer; 3 hosts are still on 4.x."),
-        ({"5.0.0-rc.1": 10, "4.9.0": 90}, "100% of them run 4.0 or newer."),
-        (
-            {"5.0.0": 90, "5.0.0-rc.1": 10},
-            "90% of them run 5.0 or newer; 10 hosts (10%) are still on 5.x-pre.",
-        ),
+        ({"5.0.1": 1132, "4.57.0": 138}, "89% of them run 5.0 NEWER; 138 hosts (11%) ARE 4.x."),
+        ({"5.1.0": 30, "5.0.1": 30}, "100% of them run 5.0 NEWER."),
+        ({"5.0.1": 12, "4.9.0": 3}, "12 of them run 5.0 NEWER; 3 hosts ARE 4.x."),
+        ({"5.0.1": 1, "4.9.0": 1}, "1 of them runs 5.0 NEWER; 1 host is still on 4.x."),
+        ({"5.0.1": 1}, "It runs 5.0 NEWER."),
+        ({"5.0.0-rc.1": 10, "4.9.0": 90}, "100% of them run 4.0 NEWER."),
+        ({"5.0.0": 90, "5.0.0-b": 10}, "90% of them run 5.0 NEWER; 10 hosts (10%) ARE 5.x-pre."),
         (
             {"5.0.0": 90, "next": 9, None: 1},
-            "90% of them run 5.0 or newer; 10 hosts (10%) are still on others.",
+            "90% of them run 5.0 NEWER; 10 hosts (10%) ARE other versions.",
         ),
-        ({"9.9.9": 1, "5.0.0": 199}, "100% of them run 5.0 or newer."),
+        ({"9.9.9": 1, "5.0.0": 199}, "100% of them run 5.0 NEWER."),
         ({"next": 50}, ""),
     ],
 )
 def test_the_second_sentence_tells_who_runs_the_newest_major(versions: Any, said: str) -> None:
-    total = sum(versions.values())
-
-    assert (
-        sentences(plain_report(hosts=(total, None), versions=versions)).partition(". ")[2] == said
-    )
+    report = plain_report(hosts=(sum(versions.values()), None), versions=versions)
+    said = said.replace("NEWER", "or newer").replace("ARE", "are still on")
+    assert sentences(report).partition(". ")[2] == said
 
 
-def test_a_report_of_commands_alone_begins_with_their_projects() -> None:
+@pytest.mark.parametrize(
+    ("projects", "said"),
+    [
+        (100, "100 projects of the command line were active, 20 more than in the 28 days"),
+        (1, "1 project of the command line was active, 79 fewer than in the 28 days before."),
+        (None, "Unknown how many projects of the command line were active: no event came with a"),
+    ],
+)
+def test_a_report_of_commands_alone_begins_with_their_projects(projects: Any, said: str) -> None:
     report = plain_report(hosts=(0, 0), versions={})
     report["events"]["core"] = 0
     report["active"]["core"] = {unit: windows(0, 0) for unit in report["active"]["core"]}
+    report["active"]["cli"]["projects"] = windows(projects, 80)
 
-    assert sentences(report).startswith("100 projects of the command line were active, 20 more")
+    assert sentences(report).startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +100,9 @@ def test_a_report_of_commands_alone_begins_with_their_projects() -> None:
         ({"missing_days": ["2026-11-01", "2026-11-02"]}, "No file of 2026-11-01 to 2026-11-02."),
         ({"missing_days": [f"2026-11-{day:02}" for day in (1, 3, 5, 7)]}, "No file of 4 days."),
         ({"unreadable_lines": 1}, "1 line could not be read."),
+        ({"excluded": {"patterns": ["*.com"], "events": 40}}, "Excluded by option: 40 events."),
         (
-            {"excluded": {"patterns": ["*.secret.com"], "events": 40}},
-            "Excluded by option: 40 events.",
-        ),
-        (
-            {"automated": {"events": 60, "names": [{"value": "bot", "events": 60}]}},
+            {"automated": {"events": 60, "names": [row("bot", "x", 60)]}},
             "Left out: 60 events (1%) of programs that name themselves bots: bot.",
         ),
         (
@@ -117,6 +116,12 @@ def test_the_period_tells_what_is_missing_and_what_is_left_out(change: Any, said
     assert said in told(plain_report() | change).period
 
 
+def test_the_page_does_not_name_a_bot_of_less_than_three_events() -> None:
+    report = plain_report(automated={"events": 1, "names": [row("bot", "x", 1)]})
+    said = "Left out: 1 event (<1%) of programs that name themselves bots."
+    assert said in told(report, PAGE).period
+
+
 EMPTY: Report = {
     "events": {"core": 0, "cli": 0},
     "active": {
@@ -125,24 +130,17 @@ EMPTY: Report = {
     },
     "adoption": [],
 }
+NO_EVENT = "the events files from 2026-09-30 to 2026-11-24 hold no event."
+OF_TODAY = "of today, 2026-11-25, and not finished: `flask report --until today` counts it."
 
 
 @pytest.mark.parametrize(
     ("missing", "has_today", "said"),
     [
-        (56, False, "Nothing to report: there is no events file from 2026-09-30 to 2026-11-24."),
-        (
-            56,
-            True,
-            "Nothing to report: the only file is of today, 2026-11-25, and not finished:"
-            " `flask report --until today` counts it.",
-        ),
-        (
-            20,
-            False,
-            "Nothing to report: the events files from 2026-09-30 to 2026-11-24 hold no event.",
-        ),
-        (20, True, "hold no event. Another is of today, 2026-11-25, and not finished: `flask"),
+        (56, False, "there is no events file from 2026-09-30 to 2026-11-24."),
+        (56, True, f"the only file is {OF_TODAY}"),
+        (20, False, NO_EVENT),
+        (20, True, f"{NO_EVENT} Another is {OF_TODAY}"),
     ],
 )
 def test_an_empty_report_says_why_and_what_would_help(
@@ -150,7 +148,7 @@ def test_an_empty_report_says_why_and_what_would_help(
 ) -> None:
     report = plain_report(missing=tuple(range(missing)), hosts=(0, None)) | EMPTY
 
-    assert said in sentences(report, has_today=has_today)
+    assert sentences(report, has_today=has_today) == f"Nothing to report: {said}"
 
 
 # The table of active units.
@@ -425,32 +423,52 @@ def test_where_only_events_are_known_the_page_names_values_of_one_in_a_hundred(
     assert ("secret" in repr(told(report, PAGE))) == is_named
 
 
-@pytest.mark.parametrize(("hosts", "is_told"), [(19, False), (20, True)])
-def test_the_page_tells_how_many_resources_apps_have_only_of_several(
-    hosts: int, is_told: bool
+@pytest.mark.parametrize(
+    ("hosts", "audience", "said"),
+    [
+        (20, PAGE, "median 7; 80% of the deployed hosts have from 2 to 20"),
+        (19, PAGE, ""),
+        (20, TERMINAL, "median 7; 80% of the deployed hosts have from 2 to 20"),
+        (19, TERMINAL, "median 7"),
+    ],
+)
+def test_resources_have_a_span_only_where_hosts_are_many_and_a_few_are_not_published(
+    hosts: int, audience: Audience, said: str
 ) -> None:
-    lists = told(plain_report(hosts=(hosts, None)), PAGE).lists[0]
+    assert told(plain_report(hosts=(hosts, None)), audience).lists[0].resources == said
 
-    assert lists.resources == (
-        "median 7; 80% of the deployed hosts have from 2 to 20" if is_told else ""
-    )
+
+def test_resources_that_most_hosts_agree_on_are_one_number() -> None:
+    report = plain_report()
+    report["core"]["resource_count"] = {"p10": 7, "median": 7, "p90": 7}
+    assert told(report).lists[0].resources == "median 7; 80% of the deployed hosts have 7"
 
 
 # Refusals.
 
 
-def test_refusals_have_their_share_of_the_last_7_days_and_of_the_28_before() -> None:
-    report = plain_report()
+@pytest.mark.parametrize(
+    ("period", "said"),
+    [
+        (56, "140 of 280 requests (50%) in the last 7 days; 140 of 700 requests (20%) in the 28"),
+        (
+            8,
+            "140 of 280 requests (50%) in the last 7 days; 5 of 25 requests (20%) on the",
+        ),
+        (1, "20 of 40 requests (50%) on the last day."),
+    ],
+)
+def test_refusals_have_their_share_of_the_last_7_days_and_of_the_28_before(
+    period: int, said: str
+) -> None:
+    report = plain_report(days=period)
     for ago, day in enumerate(reversed(report["days"])):
         day["refused"] = 20 if ago < 7 else 5
     days = told(report).days
 
     assert days is not None
     assert [name for name, _ in days.strips] == ["Apps", "Command line", "Refused"]
-    assert days.refused == (
-        "Refused: 140 of 280 requests (50%) in the last 7 days;"
-        " 140 of 700 requests (20%) in the 28 days before."
-    )
+    assert days.refused.startswith(f"Refused: {said}")
 
 
 # Words.

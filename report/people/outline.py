@@ -174,7 +174,8 @@ def sentences(report: Report, sources: list[str], audience: Audience) -> tuple[S
 def active_sentence(window: dict[str, int | None], nouns: tuple[str, str], files: int) -> Sentence:
     now, before = window["now"], window["before"]
     if now is None:
-        return Sentence(f"Unknown: {nouns[1]}", ", for no event came with a projectId.")
+        said = f" how many {nouns[1]} were active: no event came with a projectId."
+        return Sentence("Unknown", said)
     said = " was active" if now == 1 else " were active"
     if before is None:
         said += f", counted on {files} of 28 days" if files < 28 else ""
@@ -228,11 +229,11 @@ def left_out(report: Report, audience: Audience) -> str:
     least = audience.least_events(events)
     names = [row["value"] for row in automated["names"] if row["events"] >= least][:MAX_NAMES]
     named = [audience.named(name) for name in names]
-    if len(names) < len(automated["names"]):
+    if named and len(named) < len(automated["names"]):
         named.append("others")
     return (
         f"Left out: {plural(events, 'event')}{in_brackets(share(events, every))} of programs that"
-        f" name themselves bots: {', '.join(named)}."
+        f" name themselves bots{': ' * bool(named)}{', '.join(named)}."
     )
 
 
@@ -388,9 +389,11 @@ def events_each_day(report: Report, sources: list[str]) -> Days:
 
 def about_refused(days: list[Report]) -> str:
     newest, before = days[-7:], days[-35:-7]
-    said = f"Refused: {refused_of(newest)} in the last {plural(len(newest), 'day')}"
+    said = f"Refused: {refused_of(newest)} "
+    said += "on the last day" if len(newest) == 1 else f"in the last {len(newest)} days"
     if before:
-        said += f"; {refused_of(before)} in the {plural(len(before), 'day')} before"
+        days_before = "on the day" if len(before) == 1 else f"in the {len(before)} days"
+        said += f"; {refused_of(before)} {days_before} before"
     return f"{said}."
 
 
@@ -410,12 +413,16 @@ def lists(report: Report, source: str, audience: Audience) -> Lists:
 
 
 def resources(report: Report, audience: Audience) -> str:
-    """Say how many resources apps have, unless that would tell of a single one."""
+    """Say how many resources apps have; the page is silent where hosts are few."""
     count, hosts = report["core"]["resource_count"], report["active"]["core"]["hosts"]["28"]["now"]
-    if count["median"] is None or (audience is Audience.PAGE and hosts < MIN_SHARE_BASE):
+    is_few = (hosts or 0) < MIN_SHARE_BASE
+    if count["median"] is None or (audience is Audience.PAGE and is_few):
         return ""
     low, median, high = (number(count[name]) for name in ("p10", "median", "p90"))
-    return f"median {median}; 80% of the deployed hosts have from {low} to {high}"
+    if is_few:
+        return f"median {median}"
+    span = low if low == high else f"from {low} to {high}"
+    return f"median {median}; 80% of the deployed hosts have {span}"
 
 
 def figures(report: Report, source: str, kind: str, head: str, columns: tuple[str, ...]) -> Table:

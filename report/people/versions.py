@@ -116,11 +116,13 @@ def newest_major(report: Report, audience: Audience) -> tuple[str, str] | None:
         return None
     on_newest = sum(n for name, n in counts.items() if is_not_older(major_of(name), newest))
     rest = total - on_newest
+    if total == 1:
+        return "It", f" runs {newest[:-1]}0 or newer."
     said = f" of them {'runs' if on_newest == 1 else 'run'} {newest[:-1]}0 or newer"
     if rest:
         older = [name for name in named if not is_not_older(name, newest)]
         if len(older) > 2 or sum(named[name] for name in older) < rest:
-            older = [*older[:2], "others"]
+            older = [*older[:2], "other versions"]
         said += f"; {plural(rest, 'host')}{in_brackets(share(rest, total))}"
         said += f" {'is' if rest == 1 else 'are'} still on {' or '.join(older)}"
     return share(on_newest, total) or number(on_newest), f"{said}."
