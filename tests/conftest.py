@@ -9,11 +9,9 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-import storage
 from app import create_app
 from chromium import Chromium
-from faults import FailingOs
-from files import durable, housekeeping, rewriting
+from faults import FailingOs, use_as_os
 from server import Server, program
 from settings import read_settings
 
@@ -56,10 +54,9 @@ def make_app(data_dir: Path) -> Iterator[Callable[..., Flask]]:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> FailingOs:
-    """A disk that fails on demand, for all modules that write to the data directory."""
+    """A disk that fails on demand."""
     disk = FailingOs()
-    for module in (durable, housekeeping, rewriting, storage):
-        monkeypatch.setattr(module, "os", disk)
+    use_as_os(disk, monkeypatch)
     return disk
 
 

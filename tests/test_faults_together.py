@@ -12,9 +12,7 @@ from random import Random
 
 import pytest
 
-import storage
-from faults import FailingOs
-from files import durable, housekeeping, rewriting
+from faults import FailingOs, use_as_os
 from files.housekeeping import Housekeeping
 from files.records import encode, utc_now
 from forget import command
@@ -136,10 +134,8 @@ class World:
         """Return the lines; of a day's two files one counts if it holds all lines of the other."""
         found: Counter[bytes] = Counter()
         for name in {path.name.removesuffix(".gz") for path in self.directory.glob("*.jsonl*")}:
-            plain, archived = (
-                lines_of(self.directory / name),
-                lines_of(self.directory / f"{name}.gz"),
-            )
+            plain = lines_of(self.directory / name)
+            archived = lines_of(self.directory / f"{name}.gz")
             is_repeated = plain.keys() <= archived.keys() or archived.keys() <= plain.keys()
             found += plain | archived if is_repeated else plain + archived
         return found
@@ -147,8 +143,7 @@ class World:
 
 def is_done(act: Callable[[], None], disk: FailingOs) -> bool:
     with pytest.MonkeyPatch.context() as monkeypatch, suppress(OSError):
-        for module in (durable, housekeeping, rewriting, storage):
-            monkeypatch.setattr(module, "os", disk)
+        use_as_os(disk, monkeypatch)
         act()
         return True
     return False

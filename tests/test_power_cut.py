@@ -4,19 +4,19 @@ import gzip
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import count, islice
 from pathlib import Path
 from random import Random
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
 import storage
 from disk import Disk, Image
+from faults import use_as_os
 from files import durable, housekeeping, rewriting
 from files.days import CLAIM_NAME, DRAFT_NAME
 from files.records import encode, utc_now
@@ -132,11 +132,10 @@ def live(steps: Steps, before: Cut, tmp_path: Path, *, cut: bool = False) -> tup
     life = Life(tmp_path, before)
     if cut:
         life.disk.before_change = note_cuts
-    with ExitStack() as patches:
-        for module in (durable, housekeeping, rewriting, storage):
-            patches.enter_context(patch.object(module, "os", life.disk))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_as_os(life.disk, monkeypatch)
         for module in (durable, housekeeping):
-            patches.enter_context(patch.object(module.log, "disabled", True))
+            monkeypatch.setattr(module.log, "disabled", True)
         steps(life)
         for worker in life.workers:
             worker.close()

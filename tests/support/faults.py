@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+
+import storage
+from files import durable, housekeeping, rewriting
+
 DAY = "2026-11-23"
 NAME = f"events-{DAY}.jsonl"
 EVENT = {"id": "x", "received_at": f"{DAY}T23:59:59.999Z", "source": "cli"}
@@ -17,6 +22,12 @@ NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 def line(n: int, length: int = 60) -> bytes:
     return json.dumps({"n": n}).encode().ljust(length - 1) + b"\n"
+
+
+def use_as_os(disk: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace `os` in all modules that write to the data directory."""
+    for module in (durable, housekeeping, rewriting, storage):
+        monkeypatch.setattr(module, "os", disk)
 
 
 class FailingOs:
