@@ -329,30 +329,24 @@ def fill_the_disk(filler: Path) -> None:
             file.write(bytes(4096))
 
 
-def test_events_get_a_503_before_the_reserved_space_is_used(
-    tmpfs: Mount, serve: Callable[..., Server]
+@pytest.mark.parametrize(
+    ("min_free_mb", "fault", "repair"),
+    [
+        pytest.param("2", "size=1m", "size=4m", id="less free than is reserved"),
+        pytest.param("0", "ro", "rw", id="read-only"),
+    ],
+)
+def test_events_get_a_503_until_the_disk_takes_them(
+    tmpfs: Mount, serve: Callable[..., Server], min_free_mb: str, fault: str, repair: str
 ) -> None:
-    server = serve(MIN_FREE_MB="2")
+    server = serve(MIN_FREE_MB=min_free_mb)
+    tmpfs.remount(fault)
 
     assert_not_stored(server.send_cli())
     assert server.send("GET", "/healthz").status == 503
     assert server.events() == []
 
-    tmpfs.remount("size=4m")
-    assert server.send_cli().status == 204
-    assert server.send("GET", "/healthz").status == 200
-
-
-def test_a_read_only_disk_gets_a_503_until_it_is_writable_again(
-    tmpfs: Mount, serve: Callable[..., Server]
-) -> None:
-    server = serve(MIN_FREE_MB="0")
-    tmpfs.remount("ro")
-
-    assert_not_stored(server.send_cli())
-    assert server.send("GET", "/healthz").status == 503
-
-    tmpfs.remount("rw")
+    tmpfs.remount(repair)
     assert server.send_cli().status == 204
     assert server.send("GET", "/healthz").status == 200
     assert len(server.events()) == 1

@@ -24,7 +24,7 @@ from flask import Flask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faults import FailingOs
+from faults import FailingOs, use_as_os
 from files import durable, rewriting
 from files.days import CLAIM_NAME, DRAFT_NAME
 from files.records import encode, read_record
@@ -113,18 +113,6 @@ def test_a_host_is_found_as_it_is_stored(given: str, stored: str, other: str) ->
 
 
 @pytest.mark.parametrize(
-    ("stored", "given"), [("2001:db8::7", "2001:DB8:0:0::7"), ("2001:DB8::7", "2001:db8::7")]
-)
-def test_an_address_is_found_in_any_spelling(
-    run: Callable[..., Result], data_dir: Path, stored: str, given: str
-) -> None:
-    (data_dir / NAME).write_bytes(record(1, stored) + record(2, "2001:db8::70"))
-
-    assert run("--ip", given, "--yes").exit_code == 0
-    assert (data_dir / NAME).read_bytes() == record(2, "2001:db8::70")
-
-
-@pytest.mark.parametrize(
     "line",
     [
         MINE.replace(b'":"', b'": "'),
@@ -132,21 +120,24 @@ def test_an_address_is_found_in_any_spelling(
         json.dumps(json.loads(MINE), sort_keys=True).encode() + b"\n",
         MINE.rstrip(b"\n") + b"\r\n",
         b"\xef\xbb\xbf" + MINE,
+        b'{"source":"cli","ip":"203.0.113.9","payload":{}}\n',
+        b'{"ip":"203.0.113.9"}\n',
+        b'{"ip":"203.0.113.9","payload":[],"hostname":{},"source":[]}\n',
     ],
-    ids=["spaces", "escapes", "other order", "CR LF", "BOM"],
+    ids=["spaces", "escapes", "order", "CR LF", "BOM", "few keys", "one key", "other types"],
 )
-def test_a_line_that_was_edited_is_found_too(
+def test_any_object_in_a_file_of_events_is_judged(
     run: Callable[..., Result], data_dir: Path, line: bytes
 ) -> None:
-    (data_dir / NAME).write_bytes(line + OTHERS[0])
+    (data_dir / NAME).write_bytes(line + KEPT)
 
     assert run("--ip", WANTED, "--yes").exit_code == 0
-    assert (data_dir / NAME).read_bytes() == OTHERS[0]
+    assert (data_dir / NAME).read_bytes() == KEPT
 
 
 SPELLINGS = {
     "203.0.113.9": ["203.0.113.9", "::ffff:203.0.113.9", "::FfFf:cb00:7109", "203.0.113.9:80"],
-    "2001:db8::7": ["2001:db8::7", "2001:0DB8:0:0::7", "[2001:db8::7]:443", "2001:db8::0.0.0.7"],
+    "2001:db8::7": ["2001:DB8::7", "2001:0DB8:0:0::7", "[2001:db8::7]:443", "2001:db8::0.0.0.7"],
     "64:ff9b::c000:201": ["64:ff9b::192.0.2.1", "0064:FF9B::C000:201"],
     "::7": ["::7", "0:0:0:0:0:0:0:7", "::0.0.0.7"],
     "0.0.0.0": ["0.0.0.0", "::ffff:0:0", "0:0:0:0:0:ffff::"],
@@ -205,8 +196,8 @@ def test_passing_over_lines_undecoded_never_misses_one(
 @pytest.mark.parametrize(("address", "spelling"), [(a, s) for a in SPELLINGS for s in SPELLINGS[a]])
 def test_every_spelling_of_an_address_is_found(address: str, spelling: str) -> None:
     for asked, stored in ((address, spelling), (spelling, address)):
-        wanted = choose((asked,), (), ())
-        assert wanted.without(record(1, stored) + record(2, "192.0.2.1")) == record(2, "192.0.2.1")
+        others = record(2, "192.0.2.1") + record(3, "2001:db8::70")
+        assert choose((asked,), (), ()).without(record(1, stored) + others) == others
 
 
 def test_lines_that_cannot_match_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,6 +291,7 @@ LINES = (MINE + KEPT).decode()
         pytest.param(f"{NAME}.zst", write(b"\x28\xb5\x2f\xfd$", KEPT, MINE), id="zstd, raw block"),
         pytest.param(f"{NAME}.zip", write(b"PK\3\4{}\n", KEPT, MINE), id="zip, stored"),
         pytest.param(f"{NAME}.gz", write(gzip.compress(gzip.compress(MINE))), id="gzip twice"),
+        pytest.param(f"{NAME}.gz", write(gzip.compress(MINE + KEPT)[:-6]), id="gzip, damaged"),
         pytest.param("events-link.jsonl", lambda p: p.symlink_to(f"../{ELSEWHERE}"), id="link"),
         pytest.param(NAME, lambda p: p.symlink_to("gone"), id="link to nothing"),
         pytest.param("events-2026-11-01.jsonl", os.mkfifo, id="FIFO"),
@@ -340,23 +332,6 @@ def test_a_file_whose_last_event_was_erased_is_searched_again(
 
     assert run("--ip", WANTED, "--yes").exit_code == 0
     assert (data_dir / NAME).read_bytes() == b"not read\n"
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        b'{"source":"cli","ip":"203.0.113.9","payload":{}}\n',
-        b'{"ip":"203.0.113.9"}\n',
-        b'{"ip":"203.0.113.9","payload":[],"hostname":{},"source":[]}\n',
-    ],
-)
-def test_any_object_in_a_file_of_events_is_judged(
-    run: Callable[..., Result], data_dir: Path, line: bytes
-) -> None:
-    (data_dir / NAME).write_bytes(line + KEPT)
-
-    assert run("--ip", WANTED, "--yes").exit_code == 0
-    assert (data_dir / NAME).read_bytes() == KEPT
 
 
 @pytest.mark.parametrize("option", ["--ip", "--hostname", "--project"])
@@ -427,7 +402,7 @@ def test_without_yes_nothing_is_erased(run: Callable[..., Result], data_dir: Pat
         (),
         ("--ip", ""),
         ("--ip", "203.0.113"),
-        ("--ip", "203.0.113.9\n"[:-1] + "x"),
+        ("--ip", "203.0.113.9x"),
         ("--hostname", ""),
         ("--project", " "),
         ("--ip", WANTED, "--project", "p"),
@@ -464,19 +439,6 @@ def test_it_says_how_many_stored_addresses_it_cannot_tell(
 
     assert f"{data_dir}: 3 events without a whole address" in run("--ip", WANTED).output
     assert "whole address" not in run("--project", "p").output
-
-
-def test_an_unreadable_file_is_named_and_the_others_are_processed(
-    run: Callable[..., Result], data_dir: Path
-) -> None:
-    damaged = data_dir / "events-2026-11-19.jsonl.gz"
-    damaged.write_bytes(gzip.compress(MINE + KEPT)[:-6])
-    (data_dir / NAME).write_bytes(MINE + KEPT)
-    ran = run("--ip", WANTED, "--yes")
-
-    assert ran.exit_code == 1
-    assert f"Error: {damaged}: " in ran.output
-    assert (data_dir / NAME).read_bytes() == KEPT
 
 
 # What lets root read everything.
@@ -527,15 +489,10 @@ def check_nothing_is_lost_or_doubled(directory: Path) -> None:
     assert not twin.exists() or content(twin) == content(plain)
 
 
-def use_failing_os(disk: FailingOs, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (durable, rewriting):
-        monkeypatch.setattr(module, "os", disk)
-
-
 def erase_and_die(directory: Path, index: int) -> None:
     disk = FailingOs()
     disk.fault = lambda at, name, arguments: os._exit(9) if at == index else None
-    use_failing_os(disk, pytest.MonkeyPatch())
+    use_as_os(disk, pytest.MonkeyPatch())
     os._exit(1 if erase_in(directory) else 0)
 
 
@@ -559,11 +516,8 @@ def test_a_kill_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, None], ids=["full", "I/O", "Ctrl-C"])
 def test_a_disk_that_fails_at_any_call_leaves_whole_files_and_no_draft(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None
+    tmp_path: Path, disk: FailingOs, code: int | None
 ) -> None:
-    disk = FailingOs()
-    use_failing_os(disk, monkeypatch)
-
     def fail(at: int, name: str, arguments: Any) -> None:
         if at == index and code is None:
             raise KeyboardInterrupt
@@ -596,13 +550,11 @@ def test_a_disk_that_fails_at_any_call_leaves_whole_files_and_no_draft(
 
 @pytest.mark.parametrize("name", [NAME, TWIN])
 def test_on_a_full_disk_the_file_stays_as_it_was(
-    run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    run: Callable[..., Result], data_dir: Path, disk: FailingOs, name: str
 ) -> None:
     lines = MINE + KEPT + b"".join(record(n, os.urandom(30).hex()) for n in range(2000))
     before = gzip.compress(lines) if name == TWIN else lines
     (data_dir / name).write_bytes(before)
-    disk = FailingOs()
-    use_failing_os(disk, monkeypatch)
     disk.fill_up_after(10_000)
     ran = run("--ip", WANTED, "--yes")
 
@@ -780,13 +732,13 @@ def test_matching_events_that_keep_arriving_are_reported_as_left(
 
 @pytest.mark.parametrize("name", [NAME, ARCHIVE])
 def test_only_little_is_written_and_synced_under_the_lock(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, disk: FailingOs, name: str
 ) -> None:
     """However much has come while most of the file was copied."""
     data_dir.mkdir()
     path, lines = data_dir / name, b"".join(record(n, os.urandom(30).hex()) for n in range(4_000))
     path.write_bytes(gzip.compress(lines) if name == ARCHIVE else lines)
-    disk, late = FailingOs(), [lines[: lines.index(b"\n", at) + 1] for at in (400_000, 100_000)]
+    late = [lines[: lines.index(b"\n", at) + 1] for at in (400_000, 100_000)]
     late = late if name == NAME else []
     events: list[tuple[str, int]] = []
 
@@ -795,7 +747,7 @@ def test_only_little_is_written_and_synced_under_the_lock(
             events.append((call, len(arguments[1])))
         elif call == "fsync":
             events.append((call, 0))
-            if late and call == "fsync":
+            if late:
                 with path.open("ab") as file:
                     file.write(late.pop(0))
 
@@ -804,7 +756,6 @@ def test_only_little_is_written_and_synced_under_the_lock(
         return durable.locked(directory)
 
     disk.fault = follow
-    use_failing_os(disk, monkeypatch)
     monkeypatch.setattr(rewriting, "locked", locked)
     with durable.claimed(data_dir) as claim:
         rewriting.rewrite(path, claim, choose((WANTED,), (), ()).without)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -55,8 +55,29 @@ def store(make_store: Callable[..., Store]) -> Store:
     return make_store()
 
 
-def append(store: Store, event: dict[str, Any]) -> None:
-    store.wait(store.enqueue(event))
+def append(
+    store: Store, event: dict[str, Any], hash_ip: Callable[[bytes], str] | None = None
+) -> None:
+    store.wait(store.enqueue(event, hash_ip))
+
+
+def values(path: Path, key: str) -> list[Any]:
+    """Return what each record in the file has there."""
+    return [json.loads(text)[key] for text in path.read_bytes().splitlines()]
+
+
+def follow_disk(disk: FailingOs) -> list[str]:
+    """Return a list that grows with each change: what was done, and to which path."""
+    steps: list[str] = []
+
+    def note(at: int, name: str, arguments: Any) -> None:
+        if name in ("write", "fsync"):
+            steps.append(f"{name} {Path(f'/proc/self/fd/{arguments[0]}').readlink()}")
+        elif name == "mkdir":
+            steps.append(f"{name} {arguments[0]}")
+
+    disk.fault = note
+    return steps
 
 
 def test_an_event_goes_to_the_file_of_its_own_day(store: Store, data_dir: Path) -> None:
@@ -96,23 +117,15 @@ def test_files_are_0640_in_a_directory_of_0750(store: Store, data_dir: Path) -> 
 def test_acknowledged_means_written_and_synced_with_its_name(
     disk: FailingOs, data_dir: Path
 ) -> None:
+    """And with the directory's name: whoever made the directory may have died before its sync."""
     data_dir.mkdir()
-    steps = []
-
-    def note(at: int, name: str, arguments: Any) -> None:
-        if name in ("write", "fsync"):
-            is_directory = Path(f"/proc/self/fd/{arguments[0]}").is_dir()
-            steps.append((name, "directory" if is_directory else "file"))
-
-    disk.fault = note
+    steps = follow_disk(disk)
     appender = Appender(data_dir)
     appender.append(NAME, line(1))
     appender.append(NAME, line(2))
 
-    first, later = steps[:4], steps[4:]
-    names = [("fsync", "directory")] * 2  # the file's, and the directory's own
-    assert first == [("write", "file"), ("fsync", "file"), *names]
-    assert later == [("write", "file"), ("fsync", "file")]
+    one_append = [f"write {data_dir / NAME}", f"fsync {data_dir / NAME}"]
+    assert steps == [*one_append, f"fsync {data_dir}", f"fsync {data_dir.parent}", *one_append]
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE])
@@ -282,35 +295,49 @@ def test_no_descriptor_is_lost_when_the_disk_fails(disk: FailingOs, data_dir: Pa
     assert (data_dir / NAME).read_bytes() == line(0) + line(2)
 
 
-def test_below_the_minimum_of_free_space_nothing_is_written(store: Store, data_dir: Path) -> None:
+def test_below_the_minimum_of_free_space_nothing_is_written(
+    store: Store, make_store: Callable[..., Store], data_dir: Path
+) -> None:
     append(store, EVENT)
-    full = Store(data_dir, min_free_bytes=int(durable.free_bytes(data_dir)) * 2)
+    full = make_store(min_free_bytes=int(durable.free_bytes(data_dir)) * 2)
 
     with pytest.raises(NotStored, match="TELEMETRY_MIN_FREE_MB"):
         append(full, EVENT)
     assert full.health()["ok"] is False
     assert (data_dir / NAME).read_bytes().count(b"\n") == 1
-    full.close()
 
 
-def test_a_live_file_that_was_moved_is_left_alone_and_a_new_one_created(data_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("act", "left"),
+    [
+        pytest.param(
+            lambda path: path.rename(path.with_name("moved")),
+            {"data/moved": line(1) + line(2), f"data/{NAME}": line(3)},
+            id="file moved",
+        ),
+        pytest.param(Path.unlink, {f"data/{NAME}": line(3)}, id="file deleted"),
+        pytest.param(
+            lambda path: os.truncate(path, 70),
+            {f"data/{NAME}": line(1) + line(3)},
+            id="file truncated within a line",
+        ),
+        pytest.param(
+            lambda path: path.parent.rename(path.parent.with_name("old")),
+            {f"old/{NAME}": line(1) + line(2), f"data/{NAME}": line(3)},
+            id="directory moved",
+        ),
+    ],
+)
+def test_after_an_admin_has_changed_a_live_file_the_next_line_goes_to_the_days_name(
+    data_dir: Path, tmp_path: Path, act: Callable[[Path], object], left: dict[str, bytes]
+) -> None:
     appender = Appender(data_dir)
-    appender.append(NAME, line(1))
-    (data_dir / NAME).rename(data_dir / "taken.jsonl")
-    appender.append(NAME, line(2))
+    appender.append(NAME, line(1) + line(2))
+    act(data_dir / NAME)
+    appender.append(NAME, line(3))
 
-    assert (data_dir / "taken.jsonl").read_bytes() == line(1)
-    assert (data_dir / NAME).read_bytes() == line(2)
-
-
-def test_a_live_file_that_was_deleted_is_created_again(data_dir: Path) -> None:
-    appender = Appender(data_dir)
-    for n in range(3):
-        appender.append(NAME, line(n))
-        (data_dir / NAME).unlink()
-    appender.append(NAME, line(9))
-
-    assert (data_dir / NAME).read_bytes() == line(9)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {str(path.relative_to(tmp_path)): path.read_bytes() for path in files} == left
 
 
 def test_a_file_deleted_between_write_and_sync_is_written_again(
@@ -325,24 +352,6 @@ def test_a_file_deleted_between_write_and_sync_is_written_again(
             (data_dir / NAME).unlink()
 
     disk.fault = delete_once
-    appender.append(NAME, line(2))
-
-    assert (data_dir / NAME).read_bytes() == line(2)
-
-
-def test_a_live_file_that_was_truncated_grows_from_there(data_dir: Path) -> None:
-    appender = Appender(data_dir)
-    appender.append(NAME, line(1) + line(2))
-    os.truncate(data_dir / NAME, 70)  # in the middle of a line
-    appender.append(NAME, line(3))
-
-    assert (data_dir / NAME).read_bytes() == line(1) + line(3)
-
-
-def test_a_directory_that_was_moved_away_is_created_again(data_dir: Path) -> None:
-    appender = Appender(data_dir)
-    appender.append(NAME, line(1))
-    data_dir.rename(data_dir.with_name("old"))
     appender.append(NAME, line(2))
 
     assert (data_dir / NAME).read_bytes() == line(2)
@@ -371,8 +380,9 @@ def test_processes_append_whole_lines(data_dir: Path) -> None:
     for worker in workers:
         worker.join()
 
-    numbers = [json.loads(found)["n"] for found in (data_dir / NAME).read_bytes().splitlines()]
-    assert sorted(numbers) == [worker * 1000 + n for worker in range(4) for n in range(250)]
+    assert sorted(values(data_dir / NAME, "n")) == [
+        worker * 1000 + n for worker in range(4) for n in range(250)
+    ]
 
 
 @pytest.fixture
@@ -475,9 +485,8 @@ def test_failing_refusals_do_not_affect_health(
     append(store, EVENT)
 
     assert store.health()["ok"] is True
-    assert [record.getMessage()[:29] for record in caplog.records] == [
-        "refusals are not being stored"
-    ]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"refusals are not being stored: refused-{DAY}.jsonl: [Errno 21] Is a")
 
 
 def test_a_stored_refusal_does_not_hide_that_events_are_not_stored(
@@ -518,16 +527,6 @@ def test_refusals_are_written_up_to_a_size(
     assert (data_dir / f"refused-{DAY}.jsonl").stat().st_size == 3 * length
 
 
-def test_a_refusal_that_cannot_be_written_is_only_logged(
-    disk: FailingOs, store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
-    disk.fail("write", errno.ENOSPC)
-    store.record_refusal(EVENT)
-    store.close()
-
-    assert f"refused-{DAY}.jsonl: [Errno 28] No space left on device" in caplog.text
-
-
 def test_refusals_are_not_synced(disk: FailingOs, store: Store, data_dir: Path) -> None:
     data_dir.mkdir()
     store.record_refusal(EVENT)
@@ -559,7 +558,7 @@ def test_events_queued_together_share_one_write_and_one_sync(
 
 
 def test_during_a_stall_the_first_event_fails_in_time_and_later_ones_at_once(
-    stall: Stall, store: Store, data_dir: Path
+    stall: Stall, store: Store, make_store: Callable[..., Store], data_dir: Path
 ) -> None:
     with pytest.raises(NotStored, match="did not respond in time"):
         append(store, EVENT)
@@ -570,10 +569,8 @@ def test_during_a_stall_the_first_event_fails_in_time_and_later_ones_at_once(
 
     stall.over.set()
     store.close()  # waits for the writer
-    again = Store(data_dir)
-    append(again, EVENT | {"id": "after"})
-    again.close()
-    assert json.loads((data_dir / NAME).read_bytes().splitlines()[-1])["id"] == "after"
+    append(make_store(), EVENT | {"id": "after"})
+    assert values(data_dir / NAME, "id")[-1] == "after"
 
 
 def test_a_batch_cancelled_before_it_runs_is_never_written(
@@ -603,8 +600,7 @@ def test_a_batch_whose_deadline_passes_while_another_worker_holds_the_lock_is_no
     monkeypatch.setattr(storage, "MAX_WAIT_SECONDS", 60)
     append(store, EVENT | {"id": "next"})
 
-    ids = [json.loads(text)["id"] for text in (data_dir / NAME).read_bytes().splitlines()]
-    assert ids == ["x", "next"]
+    assert values(data_dir / NAME, "id") == ["x", "next"]
 
 
 def test_a_failed_sync_is_undone_unless_another_worker_has_appended_behind(
@@ -677,20 +673,21 @@ def test_the_queue_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
     append(store, EVENT)  # there is room again
 
 
+def refuse_thread(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 def test_if_no_thread_can_start_an_event_fails_and_the_next_one_is_stored(
     store: Store, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr(threading.Thread, "start", refuse_thread)
         for _ in range(2):
             with pytest.raises(NotStored):
                 append(store, EVENT | {"id": "refused"})
     append(store, EVENT)
 
-    assert [json.loads(text)["id"] for text in (data_dir / NAME).read_text().splitlines()] == ["x"]
+    assert values(data_dir / NAME, "id") == ["x"]
 
 
 # Directories.
@@ -700,41 +697,17 @@ def test_each_new_directory_is_durable_before_the_next_is_made_in_it(
     disk: FailingOs, data_dir: Path
 ) -> None:
     deep = data_dir / "a" / "b"
-    steps: list[str] = []
-
-    def note(at: int, name: str, arguments: Any) -> None:
-        if name == "fsync":
-            steps.append(f"sync {Path(f'/proc/self/fd/{arguments[0]}').readlink()}")
-        elif name == "mkdir":
-            steps.append(f"make {arguments[0]}")
-
-    disk.fault = note
+    steps = follow_disk(disk)
     Appender(deep).append(NAME, line(1))
 
     assert steps == [
-        f"sync {data_dir.parent.parent}",  # its own maker may have died
-        *(f"make {data_dir}", f"sync {data_dir.parent}"),
-        *(f"make {data_dir / 'a'}", f"sync {data_dir}"),
-        *(f"make {deep}", f"sync {deep.parent}"),
-        *(f"sync {deep / NAME}", f"sync {deep}", f"sync {deep.parent}"),
+        f"fsync {data_dir.parent.parent}",  # its own maker may have died
+        *(f"mkdir {data_dir}", f"fsync {data_dir.parent}"),
+        *(f"mkdir {data_dir / 'a'}", f"fsync {data_dir}"),
+        *(f"mkdir {deep}", f"fsync {deep.parent}"),
+        *(f"write {deep / NAME}", f"fsync {deep / NAME}"),
+        *(f"fsync {deep}", f"fsync {deep.parent}"),
     ]
-
-
-def test_a_worker_syncs_the_name_of_an_existing_directory_before_it_acknowledges(
-    disk: FailingOs, data_dir: Path
-) -> None:
-    """The worker that made it may have died before it could."""
-    data_dir.mkdir()
-    synced: list[str] = []
-
-    def note(at: int, name: str, arguments: Any) -> None:
-        if name == "fsync":
-            synced.append(str(Path(f"/proc/self/fd/{arguments[0]}").readlink()))
-
-    disk.fault = note
-    Appender(data_dir).append(NAME, line(1))
-
-    assert str(data_dir.parent) in synced
 
 
 def test_a_directory_replaced_while_a_writer_waits_for_its_lock_gets_the_line(
@@ -761,6 +734,9 @@ def test_a_directory_replaced_while_a_writer_waits_for_its_lock_gets_the_line(
 # Keys for hashed addresses.
 
 
+WITHOUT_IP = EVENT | {"ip": None}
+
+
 def keyed(key: bytes) -> str:
     return key.hex()
 
@@ -774,7 +750,7 @@ def test_a_key_that_is_not_32_bytes_is_replaced(
     if content is not None:
         data_dir.mkdir()
         path.write_bytes(content)
-    store.wait(store.enqueue(EVENT | {"ip": None}, keyed))
+    append(store, WITHOUT_IP, keyed)
 
     key = path.read_bytes()
     assert (len(key), path.stat().st_mode & 0o777) == (32, 0o600)
@@ -786,13 +762,10 @@ def test_all_workers_share_the_days_key_and_the_next_day_has_another(
 ) -> None:
     tomorrow = "2026-11-24T00:00:00.000Z"
     for store in (make_store(), make_store()):
-        store.wait(store.enqueue(EVENT | {"ip": None}, keyed))
-        store.wait(store.enqueue(EVENT | {"ip": None, "received_at": tomorrow}, keyed))
+        append(store, WITHOUT_IP, keyed)
+        append(store, WITHOUT_IP | {"received_at": tomorrow}, keyed)
 
-    ips = [
-        [json.loads(text)["ip"] for text in path.read_bytes().splitlines()]
-        for path in sorted(data_dir.glob("events-*"))
-    ]
+    ips = [values(path, "ip") for path in sorted(data_dir.glob("events-*"))]
     assert [len(set(of_day)) for of_day in ips] == [1, 1]
     assert ips[0] != ips[1]
 
@@ -805,7 +778,7 @@ def test_a_days_key_is_created_within_the_batch(
         store.wait(batch)
 
     assert [name for name, _ in disk.calls].count("write") == 2  # the key, the lines
-    assert len({json.loads(text)["ip"] for text in (data_dir / NAME).read_text().splitlines()}) == 1
+    assert len(set(values(data_dir / NAME, "ip"))) == 1
 
 
 def test_a_key_that_cannot_be_made_fails_all_that_wait_for_it_at_once(
@@ -822,7 +795,7 @@ def test_a_key_that_cannot_be_made_fails_all_that_wait_for_it_at_once(
 
 def test_only_the_records_own_address_is_filled_in(store: Store, data_dir: Path) -> None:
     event = EVENT | {"ip": None, "payload": {"projectId": '"ip":null'}}
-    store.wait(store.enqueue(event, keyed))
+    append(store, event, keyed)
 
     record = json.loads((data_dir / NAME).read_bytes())
     assert record["ip"] == (data_dir / f"address-key-{DAY}").read_bytes().hex()
@@ -850,11 +823,11 @@ def test_health_is_bad_if_an_event_would_not_be_stored(
     make_store: Callable[..., Store], data_dir: Path, spoil: Callable[[Path], object]
 ) -> None:
     spoil(data_dir)
-    store = make_store(clock=lambda: datetime(2026, 11, 23, 12, tzinfo=UTC))
+    store = make_store(clock=lambda: NOON)
 
     assert store.health()["ok"] is False
     with pytest.raises(NotStored):
-        store.wait(store.enqueue(EVENT | {"ip": None}, keyed))
+        append(store, WITHOUT_IP, keyed)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
@@ -906,8 +879,7 @@ def test_health_leaves_no_trace(store: Store, data_dir: Path) -> None:
     assert store.health()["ok"] is True
     assert not data_dir.exists()
     data_dir.mkdir()
-    again = Store(data_dir)
-    assert again.health()["ok"] is True
+    assert Store(data_dir).health()["ok"] is True
     assert list(data_dir.iterdir()) == []
 
 
@@ -930,7 +902,7 @@ def test_a_mode_that_cannot_be_set_costs_no_event(
     data_dir.mkdir()
     (data_dir / NAME).touch(0o660)
     disk.fail(failing, errno.EPERM)
-    store.wait(store.enqueue(EVENT | {"ip": None}, keyed))
+    append(store, WITHOUT_IP, keyed)
 
     assert (data_dir / NAME).read_bytes().count(b"\n") == 1
 
@@ -966,7 +938,7 @@ def test_a_batch_with_and_without_addresses_has_valid_lines_only(
     for batch in [store.enqueue(EVENT | {"ip": None}, hash_ip) for hash_ip in keys]:
         store.wait(batch)
 
-    ips = [json.loads(text)["ip"] for text in (data_dir / NAME).read_bytes().splitlines()]
+    ips = values(data_dir / NAME, "ip")
     key = (data_dir / f"address-key-{DAY}").read_bytes().hex()
     assert ips == [key, None, key, None]
 
@@ -977,21 +949,18 @@ def test_a_key_that_was_destroyed_is_used_by_no_worker_any_more(
     stores = [make_store(), make_store()]
     for _ in range(2):
         for store in stores:
-            store.wait(store.enqueue(EVENT | {"ip": None}, keyed))
+            append(store, WITHOUT_IP, keyed)
         (data_dir / f"address-key-{DAY}").unlink()
 
-    ips = [json.loads(text)["ip"] for text in (data_dir / NAME).read_bytes().splitlines()]
+    ips = values(data_dir / NAME, "ip")
     assert ips[0] == ips[1] != ips[2] == ips[3]
 
 
 def test_refusals_that_could_not_be_queued_block_nothing(
     store: Store, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr(threading.Thread, "start", refuse_thread)
         for _ in range(3):
             store.record_refusal(EVENT)
     assert store.queued_bytes == 0
@@ -1024,16 +993,10 @@ def test_the_name_of_a_directory_that_another_worker_made_anew_is_synced(
         one.append(NAME, line(1))
     data_dir.rename(data_dir.with_name("old"))
     other.append(NAME, line(2))
-    synced: list[str] = []
-
-    def note(at: int, name: str, arguments: Any) -> None:
-        if name == "fsync":
-            synced.append(str(Path(f"/proc/self/fd/{arguments[0]}").readlink()))
-
-    disk.fault = note
+    steps = follow_disk(disk)
     appender.append(NAME, line(3))
 
-    assert str(data_dir.parent) in synced
+    assert f"fsync {data_dir.parent}" in steps
 
 
 def test_a_process_ends_while_the_disk_is_stalled(data_dir: Path) -> None:
