@@ -377,7 +377,7 @@ class Appender:
             make_directory(self.directory)
             with locked(self.directory) as directory:
                 is_new, start = self.open(name)
-                self.require_room(lines)
+                require_room(self.directory, self.min_free_bytes + len(lines))
                 if time.monotonic() > deadline:
                     raise TimeoutError("the deadline passed before the write")
                 if self.has_unsynced_cut:
@@ -401,7 +401,7 @@ class Appender:
         with locked(self.directory):
             _, start = self.open(name)
             lines = lines[: lines.rfind(b"\n", 0, max(0, MAX_REFUSED_BYTES - start)) + 1]
-            self.require_room(lines)
+            require_room(self.directory, self.min_free_bytes + len(lines))
             self.write(start, lines)
 
     def rehearse(self, name: str) -> None:
@@ -469,9 +469,6 @@ class Appender:
             # Another fsync cannot repair a failed one: the kernel has marked the pages clean,
             # and would report success without writing them.
             self.close()
-
-    def require_room(self, lines: bytes) -> None:
-        require_room(self.directory, self.min_free_bytes + len(lines))
 
     def sync_names(self, directory: os.stat_result, is_new: bool) -> None:
         """Make the names of the file and of its directory durable.

@@ -15,13 +15,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from files.days import DRAFT_NAME, KEY_NAME, compressed_path, day_files
-from files.durable import (
-    claimed,
-    holds_nul_bytes,
-    locked,
-    opened,
-    repair_tail,
-)
+from files.durable import claimed, holds_nul_bytes, locked, opened, repair_tail
 from files.lines import split_lines
 from files.rewriting import compress, remove_repeated, rewrite
 
@@ -47,7 +41,7 @@ class Housekeeping:
     closing: threading.Event = field(default_factory=threading.Event)
     has_run: bool = False
     is_disk_full: bool = False  # at the last run
-    complaints: set[tuple[date, str]] = field(default_factory=set)  # what about, each day
+    logged: set[tuple[date, str]] = field(default_factory=set)  # days, and names with an error
 
     def start(self) -> None:
         """Run now and each new day, in a thread."""
@@ -88,7 +82,7 @@ class Housekeeping:
         with self.reported(self.directory, today):
             if (self.directory / DRAFT_NAME).exists():
                 with claimed(self.directory):
-                    pass  # that removed it, unless somebody is writing it
+                    pass  # which removes a draft that a killed process has left
             for file in day_files(self.directory):
                 if not file.is_compressed:
                     with self.reported(file.path, today):
@@ -96,7 +90,7 @@ class Housekeeping:
             self.has_run = True
 
     def expired_files(self, today: date) -> list[Path]:
-        """Return the files that are too old, but for those that a wrong clock may make old."""
+        """Return the files that are too old, except where the clock may be wrong."""
         files = [file for file in day_files(self.directory) if file.day <= today]
         since = first_day_without_gap({file.day for file in files}, today)
         expired = [
@@ -139,7 +133,7 @@ class Housekeeping:
 
     @contextlib.contextmanager
     def reported(self, path: Path, today: date) -> Iterator[None]:
-        """Log an error with one file and continue with the others."""
+        """Log an error with one file, once a day, and continue with the others."""
         try:
             yield
         except BlockingIOError:
@@ -148,14 +142,10 @@ class Housekeeping:
             is_full = isinstance(exc, OSError) and exc.errno in FULL
             self.is_disk_full |= is_full
             until = f"for {RETRY_SECONDS // 60} minutes" if is_full else "until tomorrow"
-            self.complain(today, path, f"{path.name}: left as it is {until}: {exc}")
-
-    def complain(self, today: date, path: Path, message: str) -> None:
-        """Log an error, one a day about each thing."""
-        if (today, path.name) not in self.complaints:
-            self.complaints = {said for said in self.complaints if said[0] == today}
-            self.complaints.add((today, path.name))
-            log.error(message)
+            self.logged = {logged for logged in self.logged if logged[0] == today}
+            if (today, path.name) not in self.logged:
+                self.logged.add((today, path.name))
+                log.error("%s: left as it is %s: %s", path.name, until, exc)
 
 
 def flags_for(plain: Path) -> int:
@@ -164,7 +154,7 @@ def flags_for(plain: Path) -> int:
 
 
 def first_day_without_gap(days: Iterable[date], today: date) -> date:
-    """Return the first day from which on no two neighbours, up to today, are far apart."""
+    """Return the earliest day since which no gap is longer than MAX_GAP_DAYS."""
     since = today
     for day in sorted(days, reverse=True):
         if (since - day).days > MAX_GAP_DAYS:
@@ -174,13 +164,13 @@ def first_day_without_gap(days: Iterable[date], today: date) -> date:
 
 
 def is_first_today(directory: Path, today: date) -> bool:
-    """Tell whether no worker has asked this today, which the claim's time of change remembers."""
+    """Tell whether no worker has called this today; the claim's modification time shows it."""
     midnight = datetime(today.year, today.month, today.day, tzinfo=UTC).timestamp()
     with contextlib.suppress(OSError), claimed(directory) as claim:
         is_known = os.fstat(claim).st_mtime == midnight
         os.utime(claim, (midnight, midnight))
         return not is_known
-    return True  # without a claim, rather twice than never
+    return True  # without a claim: to warn twice is better than never
 
 
 def expired_keys(directory: Path, today: date) -> Iterator[Path]:

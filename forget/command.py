@@ -88,11 +88,8 @@ def is_event(line: bytes) -> bool:
 
 
 def matched(found: Look) -> dict[Path, int]:
-    return {
-        path: one.verdicts[Verdict.ERASE]
-        for path, one in found.items()
-        if one.verdicts[Verdict.ERASE]
-    }
+    """Return how many events are to be erased from each file that holds some."""
+    return {path: count for path, one in found.items() if (count := one.verdicts[Verdict.ERASE])}
 
 
 def size_of(path: Path) -> int:
@@ -155,19 +152,19 @@ def erase_all(
 
 
 def keep_one_of_two(path: Path) -> None:
-    """Delete the day's other file if it holds no more, or the other way round.
+    """Of a day's plain file and archive, delete the one whose lines the other has.
 
-    If this were killed when it has rewritten one of them, all their lines would count twice.
+    A kill between rewriting one and the other would leave files that differ, so all lines of
+    both would count.
     """
-    is_plain = DAY_FILE_NAME.fullmatch(path.name) and path.suffix != ".gz"
-    with contextlib.suppress(OSError, EOFError, zlib.error):  # reading it tells the damage
-        if is_plain:
+    if DAY_FILE_NAME.fullmatch(path.name) and path.suffix != ".gz":
+        with contextlib.suppress(OSError, EOFError, zlib.error):  # look() reports a damaged file
             remove_repeated(path)
 
 
 @contextlib.contextmanager
 def alone(directory: Path) -> Iterator[int]:
-    """Exclude housekeeping and other runs of this command; yield the claim."""
+    """Keep out housekeeping and other runs of this command; yield the claim."""
     with contextlib.ExitStack() as stack:
         for attempt in itertools.count():
             try:
@@ -214,13 +211,13 @@ def forget_command(
         click.echo(f"TELEMETRY_IP={settings.ip}: {how}, so --ip can find nobody", err=True)
     problems: Problems = {}
     for directory in distinct(directories or (settings.data_dir,)):
-        found: Problems = {}
-        with reported(directory, found):
+        own: Problems = {}
+        with reported(directory, own):
             if yes:
-                erase_in(directory, wanted, settings.min_free_mb * 2**20, found)
+                erase_in(directory, wanted, settings.min_free_mb * 2**20, own)
             else:
-                tell(directory, look(directory, wanted, found), "found", "; add --yes to erase")
-        problems |= found
+                tell(directory, look(directory, wanted, own), "found", "; add --yes to erase")
+        problems |= own
     for path, problem in problems.items():
         click.echo(f"Error: {path}: {problem}", err=True)
     if problems and yes:

@@ -31,7 +31,7 @@ class Wanted:
 
     keys: tuple[str, ...]  # where the value is: the key, after those of the objects around it
     judge_value: Callable[[object], Verdict]
-    hints: tuple[bytes, ...]  # in lower case; a value without escapes that matches holds one
+    hints: tuple[bytes, ...]  # in lower case; each matching value holds one, unless escaped
     count_unknown: Callable[[bytes], int] = lambda lines: 0
 
     def judge(self, lines: bytes) -> Iterator[tuple[bytes, Counter[Verdict]]]:
@@ -48,7 +48,7 @@ class Wanted:
             yield from self.judge(lines[middle:])
 
     def glance(self, lines: bytes) -> Counter[Verdict] | None:
-        """Judge lines in the collector's form, without decoding them, if none of them can match."""
+        """Judge lines without decoding, if all have the collector's form and none can match."""
         count = lines.count(b"\n")
         is_usual = (
             lines.isascii()
@@ -112,7 +112,7 @@ def by_address(ip: str) -> Wanted:
 
 
 def spellings(address: parsing.Address) -> tuple[bytes, ...]:
-    """Return what one or the other is part of the address however it is written."""
+    """Return texts of which each spelling of the address contains at least one."""
     if isinstance(address, IPv4Address):
         return str(address).encode(), b":ffff:"  # as IPv6, even with hexadecimal digits
     # The last two groups may be written as IPv4.
@@ -125,7 +125,7 @@ def by_hostname(hostname: str) -> Wanted:
         raise UsageError(f"--hostname {hostname!r}: want a host name such as admin.example.com")
     bare = hostname.lower().removesuffix(".")
     host = f"[{bare}]" if ":" in bare and not bare.startswith("[") else bare
-    # In the form of a header, to get the form that a record has.
+    # Parsed like a header, so that it gets the form that records have.
     header = f"https://{host}".encode("utf-8", "surrogateescape").decode("latin-1")
     names = {bare, parsing.parse_hostname(header) or bare}
     return Wanted(("hostname",), equals(*names), tuple(map(hint, names)))
@@ -140,5 +140,5 @@ def equals(*texts: str) -> Callable[[object], Verdict]:
 
 
 def hint(text: str) -> bytes:
-    # Texts that are not ASCII stand only in lines that are not, or that have escapes.
+    # A text outside ASCII is only in lines that glance() leaves to judge_line().
     return text.encode("utf-8", "surrogateescape").lower()
