@@ -7,7 +7,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,14 @@ PACKAGE = {
     "dependencies": {"@refinedev/core": "^5.0.0", "react": "^19.0.0"},
     "devDependencies": {"@refinedev/cli": "^2.0.0", "@refinedev/devtools": "^2.0.0"},
 }
+INSTALLED = {
+    "@refinedev/core": "5.0.12",
+    "@refinedev/cli": "2.16.52",
+    "@refinedev/devtools": None,
+}
 RUNS = 7
 
 Tool = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture(scope="module")
-def node() -> str:
-    return program("node")
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @pytest.fixture
-def start_tool(node: str, project: Path) -> Iterator[Tool]:
+def start_tool(project: Path) -> Iterator[Tool]:
     """Start a tool that calls sendTelemetry, in a directory of the project.
 
     It ends when its standard input does.
@@ -69,7 +68,7 @@ def start_tool(node: str, project: Path) -> Iterator[Tool]:
         """
         (project / "src").mkdir(exist_ok=True)
         tool = subprocess.Popen(
-            [node, "--input-type=module", "--eval", script],
+            [program("node"), "--input-type=module", "--eval", script],
             cwd=project / "src",
             env={"PATH": os.environ["PATH"], **(environ or {})},
             stdin=subprocess.PIPE,
@@ -105,143 +104,106 @@ def finish(tool: "subprocess.Popen[str]") -> str:
     return output
 
 
-def test_an_invalid_version_does_not_lose_the_event(
-    start_tool: Tool, server: Server, project: Path
-) -> None:
-    write_json(project / "node_modules/@refinedev/core/package.json", {"version": 5})
-    options = {"command": "dev", "projectFramework": None, "packages": "@refinedev/core"}
-    finish(start_tool(url=url(server), **options))
-    wait_until(server.events)
+@pytest.fixture
+def payload_of(start_tool: Tool, server: Server) -> Callable[..., Any]:
+    """Run a tool, and return the payload of its event."""
 
-    (event,) = server.events()
-    assert event["payload"]["packages"] == [{"name": "@refinedev/core", "version": None}]
-    assert event["payload"]["projectFramework"] == "unknown"
+    def run(environ: dict[str, str] | None = None, before: str = "", **options: Any) -> Any:
+        tool = start_tool(environ, before, **{"url": url(server), "command": "dev"} | options)
+        assert finish(tool) == "called\n"
+        wait_until(server.events)
+        (event,) = server.events()
+        assert event["source"] == "cli"
+        return event["payload"]
+
+    return run
 
 
 def test_a_command_is_one_event_that_tells_what_it_ran_with(
-    start_tool: Tool, node: str, server: Server
+    payload_of: Callable[..., Any],
 ) -> None:
-    tool = start_tool(
-        {"NODE_ENV": "production"},
-        url=url(server),
-        command="dev",
-        projectId="größe-😀",
-        projectFramework="vite",
-        packages="@refinedev/",
-    )
+    version = subprocess.check_output([program("node"), "--version"], text=True)
+    options = {"projectId": "größe-😀", "projectFramework": "vite", "packages": "@refinedev/"}
 
-    assert finish(tool) == "called\n"
-    wait_until(server.events)
-    (event,) = server.events()
-    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True)
-    assert event["source"] == "cli"
-    assert event["payload"] == {
+    assert payload_of({"NODE_ENV": "production"}, **options) == {
         "nodeEnv": "production",
-        "nodeVersion": version.stdout.strip(),
+        "nodeVersion": version.strip(),
         "os": "Linux",
         "osVersion": platform.release(),
         "command": "dev",
-        "packages": [
-            {"name": "@refinedev/core", "version": "5.0.12"},
-            {"name": "@refinedev/cli", "version": "2.16.52"},
-            {"name": "@refinedev/devtools", "version": None},
-        ],
+        "packages": [{"name": name, "version": INSTALLED[name]} for name in INSTALLED],
         "projectFramework": "vite",
         "projectId": "größe-😀",
     }
 
 
+@pytest.mark.parametrize("options", [{}, {"projectFramework": None}])
 def test_options_that_the_tool_does_not_give_are_not_guessed(
-    start_tool: Tool, server: Server
+    payload_of: Callable[..., Any], options: Any
 ) -> None:
-    finish(start_tool(url=url(server), command="dev"))
-    wait_until(server.events)
+    payload = payload_of(**options)
 
-    (event,) = server.events()
     told = ("packages", "projectFramework", "projectId")
-    assert [event["payload"][name] for name in told] == [[], "unknown", None]
+    assert [payload[name] for name in told] == [[], "unknown", None]
 
 
-STRANGE = {
-    "{": [],
-    "[]": [],
-    json.dumps({"dependencies": {"p-" + "x" * 300: "1"}}): [{"name": "p-" + "x" * 254}],
-    json.dumps({"dependencies": {"p-\n\ud83d" + "😀" * 300: "1"}}): [{"name": "p-" + "😀" * 254}],
-    json.dumps({"dependencies": {f"p-{i}": "1" for i in range(300)}}): [
-        {"name": f"p-{i}"} for i in range(256)
-    ],
+CORE = "node_modules/@refinedev/core/package.json"
+OUTSIDE = ("outside", "node_modules/outside", "node_modules")
+SECRETS = {f"{directory}/package.json": '{"version": "secret"}' for directory in OUTSIDE}
+
+
+def package_json(*names: str) -> dict[str, str]:
+    return {"package.json": json.dumps({"dependencies": dict.fromkeys(names, "1")})}
+
+
+# What is written into the project, and the packages that are sent.
+UNUSUAL: dict[str, tuple[dict[str, str], dict[str, str | None]]] = {
+    "no JSON": ({"package.json": "{"}, {}),
+    "no object": ({"package.json": "[]"}, {}),
+    "a long name": (package_json("@" + "x" * 300), {"@" + "x" * 255: None}),
+    "odd characters": (package_json("@\n\ud83d" + "😀" * 300), {"@" + "😀" * 255: None}),
+    "many packages": (
+        package_json(*(f"@{i}" for i in range(300))),
+        {f"@{i}": None for i in range(256)},
+    ),
+    "a version that is no text": ({CORE: '{"version": 5}'}, INSTALLED | {"@refinedev/core": None}),
+    "byte order marks, as editors on Windows write them": (
+        {"package.json": "\ufeff" + json.dumps(PACKAGE), CORE: '\ufeff{"version": "5.0.12"}'},
+        INSTALLED,
+    ),
+    "a nearer package.json that names nothing": (
+        {"src/package.json": '{"type": "module"}'},
+        INSTALLED,
+    ),
+    **{
+        f"{name} leads out of node_modules": (package_json(name) | SECRETS, {name: None})
+        for name in ("@x/../../outside", "@x/..", "@x/y/../../outside")
+    },
 }
 
 
-def has_events(server: Server, count: int) -> bool:
-    return len(server.events()) == count
-
-
+@pytest.mark.parametrize("case", UNUSUAL)
 def test_an_unusual_package_json_does_not_lose_the_event(
-    start_tool: Tool, server: Server, project: Path
+    payload_of: Callable[..., Any], project: Path, case: str
 ) -> None:
-    for count, (content, packages) in enumerate(STRANGE.items(), start=1):
-        (project / "package.json").write_text(content)
-        finish(start_tool(url=url(server), command="dev", packages="p-"))
-        wait_until(partial(has_events, server, count))
+    files, expected = UNUSUAL[case]
+    for name, content in files.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(content, encoding="utf-8")
+    packages = payload_of(packages="@")["packages"]
 
-        expected = [package | {"version": None} for package in packages]
-        assert server.events()[-1]["payload"]["packages"] == expected
-
-
-def test_a_byte_order_mark_does_not_hide_packages(
-    start_tool: Tool, server: Server, project: Path
-) -> None:
-    """Editors on Windows write one."""
-    for path in (project / "package.json", project / "node_modules/@refinedev/core/package.json"):
-        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    finish(start_tool(url=url(server), command="dev", packages="@refinedev/core"))
-    wait_until(server.events)
-
-    (event,) = server.events()
-    assert event["payload"]["packages"] == [{"name": "@refinedev/core", "version": "5.0.12"}]
-
-
-def test_a_package_json_that_names_nothing_does_not_end_the_search(
-    start_tool: Tool, server: Server, project: Path
-) -> None:
-    write_json(project / "src/package.json", {"type": "module"})
-    finish(start_tool(url=url(server), command="dev", packages="@refinedev/core"))
-    wait_until(server.events)
-
-    (event,) = server.events()
-    assert event["payload"]["packages"] == [{"name": "@refinedev/core", "version": "5.0.12"}]
+    assert packages == [{"name": name, "version": expected[name]} for name in expected]
 
 
 def test_packages_that_do_not_fit_are_left_out_of_the_event(
-    start_tool: Tool, server: Server, project: Path
+    payload_of: Callable[..., Any], project: Path
 ) -> None:
     names = [f"p-{i:03}-{'x' * 240}" for i in range(256)]
     write_json(project / "package.json", {"dependencies": dict.fromkeys(names, "1")})
-    finish(start_tool(url=url(server), command="dev", packages="p-"))
-    wait_until(server.events)
 
-    (event,) = server.events()
-    sent = [package["name"] for package in event["payload"]["packages"]]
+    sent = [package["name"] for package in payload_of(packages="p-")["packages"]]
     assert len(sent) > 100
     assert sent == names[: len(sent)]
-
-
-@pytest.mark.parametrize("name", ["@x/../../outside", "@x/..", "@x/y/../../outside"])
-def test_a_name_that_leads_out_of_node_modules_is_not_followed(
-    start_tool: Tool, server: Server, project: Path, name: str
-) -> None:
-    write_json(project / "package.json", {"dependencies": {name: "1"}})
-    for directory in (project / "outside", project / "node_modules", project):
-        directory.mkdir(exist_ok=True)
-    write_json(project / "outside/package.json", {"version": "secret"})
-    write_json(project / "node_modules/outside/package.json", {"version": "secret"})
-    write_json(project / "node_modules/package.json", {"version": "secret"})
-    finish(start_tool(url=url(server), command="dev", packages="@x/"))
-    wait_until(server.events)
-
-    (event,) = server.events()
-    assert event["payload"]["packages"] == [{"name": name, "version": None}]
 
 
 PLUG_AND_PLAY = """
@@ -257,18 +219,15 @@ Module._load = function (request, ...rest) {
 
 
 def test_under_plug_and_play_versions_are_found_without_node_modules(
-    start_tool: Tool, server: Server, project: Path
+    payload_of: Callable[..., Any], project: Path
 ) -> None:
     """Yarn's hook, as far as its documentation has it: process.versions.pnp and "pnpapi"."""
     (project / ".pnp.cjs").write_text(PLUG_AND_PLAY)
     write_json(project / "kept/@refinedev/devtools/package.json", {"version": "2.0.1"})
     environ = {"NODE_OPTIONS": f"--require {project / '.pnp.cjs'}"}
-    options = {"command": "dev", "packages": "@refinedev/devtools"}
-    finish(start_tool(environ, url=url(server), **options))
-    wait_until(server.events)
 
-    (event,) = server.events()
-    assert event["payload"]["packages"] == [{"name": "@refinedev/devtools", "version": "2.0.1"}]
+    (package,) = payload_of(environ, packages="@refinedev/devtools")["packages"]
+    assert package == {"name": "@refinedev/devtools", "version": "2.0.1"}
 
 
 def test_the_sender_writes_no_coverage_after_the_tool_has_ended(
@@ -340,9 +299,8 @@ def test_a_build_machine_sends_only_if_the_tool_asks_for_it(
     told = status(start_tool, {name: "true"}, **options)
     assert told == {"enabled": False, "reason": f"{name} is set, as on build machines"}
     assert status(start_tool, {name: "true"}, **options, ci=True)["enabled"]
-    assert not status(start_tool, {name: "true", "DO_NOT_TRACK": "1"}, **options, ci=True)[
-        "enabled"
-    ]
+    opted_out = {name: "true", "DO_NOT_TRACK": "1"}
+    assert not status(start_tool, opted_out, **options, ci=True)["enabled"]
 
 
 def test_debug_writes_the_event_to_standard_error_and_sends_nothing(
@@ -364,24 +322,27 @@ def test_debug_writes_the_event_to_standard_error_and_sends_nothing(
     assert event["command"] == "dev"
 
 
-def test_a_tool_that_is_an_executable_of_its_own_is_not_started_again(
-    start_tool: Tool, mute: socket.socket
+@pytest.mark.parametrize(
+    ("before", "address", "reason"),
+    [
+        (
+            "process.execPath = '/usr/local/bin/tool';",
+            "http://127.0.0.1:1/",
+            "/usr/local/bin/tool is neither node, bun nor deno",
+        ),
+        ("", "telemetry.example.com", "the URL is invalid"),
+    ],
+    ids=["an executable of its own", "an invalid URL"],
+)
+def test_what_cannot_be_sent_starts_no_process(
+    start_tool: Tool, before: str, address: str, reason: str
 ) -> None:
-    before = "process.execPath = '/usr/local/bin/tool';"
-
-    told = status(start_tool, {}, before, url=url(mute), command="dev")
-    assert told["reason"] == "/usr/local/bin/tool is neither node, bun nor deno"
-
-
-def test_an_invalid_address_is_told(start_tool: Tool) -> None:
-    assert status(start_tool, {}, url="telemetry.example.com", command="dev") == {
-        "enabled": False,
-        "reason": "the URL is invalid",
-    }
+    told = status(start_tool, {}, before, url=address, command="dev")
+    assert told == {"enabled": False, "reason": reason}
 
 
 def test_a_deleted_working_directory_loses_only_the_packages(
-    start_tool: Tool, server: Server
+    payload_of: Callable[..., Any],
 ) -> None:
     before = """
         const { mkdirSync, rmdirSync } = await import("node:fs");
@@ -389,11 +350,9 @@ def test_a_deleted_working_directory_loses_only_the_packages(
         process.chdir("gone");
         rmdirSync("../gone");
     """
-    finish(start_tool(before=before, url=url(server), command="dev", packages="@refinedev/"))
-    wait_until(server.events)
+    payload = payload_of(before=before, packages="@refinedev/")
 
-    (event,) = server.events()
-    assert (event["payload"]["command"], event["payload"]["packages"]) == ("dev", [])
+    assert (payload["command"], payload["packages"]) == ("dev", [])
 
 
 def test_two_tools_at_once_are_two_events(start_tool: Tool, server: Server) -> None:

@@ -55,18 +55,9 @@ def test_what_the_report_prints_follows_the_schema(
     make_app: Callable[..., Flask], tmp_path: Path, seed: int
 ) -> None:
     directories = write_folders(tmp_path / "folders", seed)
-    patterns = Random(seed).choice(EXCLUSIONS)
-    result = (
-        make_app()
-        .test_cli_runner()
-        .invoke(
-            args=[
-                *("report", "--format=json", f"--since={SINCE}", f"--until={UNTIL}"),
-                *(f"--exclude-host={pattern}" for pattern in patterns),
-                *map(str, directories),
-            ]
-        )
-    )
+    arguments = ["report", "--format=json", f"--since={SINCE}", f"--until={UNTIL}"]
+    arguments += [f"--exclude-host={pattern}" for pattern in Random(seed).choice(EXCLUSIONS)]
+    result = make_app().test_cli_runner().invoke(args=[*arguments, *map(str, directories)])
 
     Draft202012Validator(SCHEMA).validate(json.loads(result.stdout))
 

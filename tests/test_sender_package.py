@@ -10,7 +10,7 @@ import subprocess
 import tarfile
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -97,30 +97,26 @@ def site() -> Iterator[Site]:
     site.close()
 
 
-def build_vite(app: Path) -> Path:
-    run_module("vite/bin/vite.js", "build", cwd=app)
-    return app / "dist"
+BUILDERS = {"vite": ("vite/bin/vite.js", "dist"), "next": ("next/dist/bin/next", "out")}
 
 
-def build_next(app: Path) -> Path:
-    run_module("next/dist/bin/next", "build", cwd=app)
-    return app / "out"
-
-
-@pytest.mark.parametrize(("name", "build"), [("vite", build_vite), ("next", build_next)])
-def test_a_page_load_of_a_built_app_is_one_event(
-    project: Path,
-    browser: Chromium,
-    site: Site,
-    server: Server,
-    name: str,
-    build: Callable[[Path], Path],
-) -> None:
-    url = f"http://127.0.0.1:{server.port}"
-    app = shutil.copytree(APPS / name, project / name)
+def build(name: str, project: Path, url: str) -> Path:
+    """Build an app of tests/apps that sends to this URL, and return the directory of its files."""
+    builder, built = BUILDERS[name]
+    app = Path(tempfile.mkdtemp(dir=project))
+    shutil.copytree(APPS / name, app, dirs_exist_ok=True)
     for source in filter(Path.is_file, app.rglob("*")):
         source.write_text(source.read_text().replace(TELEMETRY, url))
-    built = build(app)
+    run_module(builder, "build", cwd=app)
+    return app / built
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_page_load_of_a_built_app_is_one_event(
+    project: Path, browser: Chromium, site: Site, server: Server, name: str
+) -> None:
+    url = f"http://127.0.0.1:{server.port}"
+    built = build(name, project, url)
     for path in filter(Path.is_file, built.rglob("*")):
         kind = mimetypes.guess_type(path)[0] or "text/plain"
         site.files[f"/{path.relative_to(built)}"] = (kind, path.read_bytes())
@@ -141,8 +137,7 @@ def test_a_page_load_of_a_built_app_is_one_event(
 def test_the_browsers_sender_adds_less_than_two_and_a_half_kilobytes_to_an_app(
     project: Path,
 ) -> None:
-    app = shutil.copytree(APPS / "vite", project / "vite-alone")
-    (script,) = build_vite(app).glob("assets/*.js")
+    (script,) = build("vite", project, TELEMETRY).glob("assets/*.js")
 
     assert script.stat().st_size < 2500
 
@@ -221,10 +216,10 @@ def test_a_command_of_every_runtime_is_one_event_of_a_detached_process(
     wait_until(server.events)
 
     (event,) = server.events()
-    version = (
-        run(runtime(name), "--print", "process.version", cwd=project) if "node" in name else ""
-    )
-    assert event["payload"]["nodeVersion"].startswith(version.strip() or "v")
+    version = "v"
+    if "node" in name:
+        version = run(runtime(name), "--print", "process.version", cwd=project).strip()
+    assert event["payload"]["nodeVersion"].startswith(version)
     assert event["payload"]["packages"] == [{"name": "telemetry-senders", "version": VERSION}]
     assert event["payload"]["command"] == "dev"
 
@@ -289,16 +284,14 @@ def company(tmp_path: Path) -> Iterator[Company]:
         server.shutdown()
 
 
-TRUST = {
+SSL = {"SSL_CERT_FILE": "ca.pem"}
+# A runtime, its options and its environment.
+TRUST: dict[str, tuple[str, list[str], dict[str, str]]] = {
     "NODE_EXTRA_CA_CERTS": ("node", [], {"NODE_EXTRA_CA_CERTS": "ca.pem"}),
-    "--use-openssl-ca": ("node", ["--use-openssl-ca"], {"SSL_CERT_FILE": "ca.pem"}),
-    "NODE_OPTIONS": (
-        "node",
-        [],
-        {"NODE_OPTIONS": "--no-warnings --use-openssl-ca", "SSL_CERT_FILE": "ca.pem"},
-    ),
-    "--use-system-ca": ("node 24", ["--use-system-ca"], {"SSL_CERT_FILE": "ca.pem"}),
-    "NODE_USE_SYSTEM_CA": ("node 24", [], {"NODE_USE_SYSTEM_CA": "1", "SSL_CERT_FILE": "ca.pem"}),
+    "--use-openssl-ca": ("node", ["--use-openssl-ca"], SSL),
+    "NODE_OPTIONS": ("node", [], SSL | {"NODE_OPTIONS": "--no-warnings --use-openssl-ca"}),
+    "--use-system-ca": ("node 24", ["--use-system-ca"], SSL),
+    "NODE_USE_SYSTEM_CA": ("node 24", [], SSL | {"NODE_USE_SYSTEM_CA": "1"}),
 }
 
 
