@@ -12,9 +12,6 @@ const URLS = Symbol.for("URLs that sendTelemetry was called with"); // shared by
  * that.  A prerendered page sends nothing until it is shown.  Further calls with the same URL on
  * the same page do nothing, even by another copy of this module.  Never throws.
  *
- * Nothing is sent if the user has opted out by Global Privacy Control or Do Not Track, if the app
- * sets `disableTelemetry`, or if a program drives the page: WebDriver, jsdom or happy-dom.
- *
  * @param {import("./browser.d.ts").TelemetryOptions} options
  */
 export function sendTelemetry(options) {

@@ -19,9 +19,8 @@ const BUILD_MACHINES = [
 const NOT_SET = ["", "0", "false", "no", "off"];
 // npm's rule: no name may lead out of node_modules.
 const PACKAGE_NAME = /^(@[a-z\d~-][a-z\d._~-]*\/)?[a-z\d~-][a-z\d._~-]*$/i;
-// What the sender inherits of Node's own variables and options: whom to trust, and the way out.
-// Others are meant for the command, such as --inspect-brk, or NODE_V8_COVERAGE, which writes a
-// file at exit.
+// What the sender inherits of Node's own variables and options: certificates to trust, and the proxy.
+// Others are meant for the command: --inspect-brk, or NODE_V8_COVERAGE, which writes a file at exit.
 const KEPT_NODE_VARIABLES = ["NODE_EXTRA_CA_CERTS", "NODE_USE_SYSTEM_CA", "NODE_USE_ENV_PROXY"];
 const KEPT_NODE_OPTIONS = ["--use-system-ca", "--use-openssl-ca", "--use-bundled-ca"];
 const OS_NAMES = { darwin: "macOS", linux: "Linux", win32: "Windows" };
@@ -39,9 +38,6 @@ const SENDER = `
 
 /**
  * Send one event for a command.  Returns at once and never throws.
- *
- * Nothing is sent if the user has opted out, or on a build machine; telemetryStatus() says why.
- * With DEBUG_TELEMETRY=1 the event is written to standard error instead.
  *
  * @param {import("./cli.d.mts").TelemetryOptions} options
  */

@@ -13,7 +13,7 @@ TITLES = {
     "addresses": ("address", "addresses"),
     "projects": ("project", "projects"),
 }
-ONE_FOR_EACH_EVENT = {"core": "versions", "cli": "commands"}
+ONE_FOR_EACH_EVENT = {"core": "versions", "cli": "commands"}  # lists whose events add up to all
 MAX_PARTS = 6
 FROZEN_SYSTEMS = ("Windows", "Mac OS X", "Android")
 FROZEN_NOTE = (
@@ -49,7 +49,7 @@ class Measure(NamedTuple):
     key: str
     title: str
     base: int
-    said: str
+    base_text: str
     least: float
     audience: Audience
 
@@ -92,7 +92,7 @@ def listing(report: Report, one: List, audience: Audience) -> Listing:
     return Listing(
         f"{one.source}-{one.name}",
         one.title,
-        measure.said,
+        measure.base_text,
         measure.title,
         tuple(full_row(row, one, measure) for row in named),
         tuple(notes),
@@ -103,12 +103,12 @@ def measure_of(report: Report, one: List, audience: Audience) -> Measure:
     """Count the list's unit, or events where that is unknown or there is none."""
     base, (unit, units) = report["active"][one.source][one.unit]["28"]["now"], TITLES[one.unit]
     if base:
-        said = f"share of {base:,} {unit if base == 1 else units} in 28 days"
-        return Measure(one.unit, units, base, said, audience.value, audience)
+        text = f"share of {base:,} {unit if base == 1 else units} in 28 days"
+        return Measure(one.unit, units, base, text, audience.value, audience)
     why = f"{units} are unknown" if base is None else f"there are no {units}"
     base = sum(row["events"] for row in report[one.source][ONE_FOR_EACH_EVENT[one.source]])
-    said = f"share of {plural(base, 'event')} in 28 days: {why}"
-    return Measure("events", "events", base, said, audience.least_events(base), audience)
+    text = f"share of {plural(base, 'event')} in 28 days: {why}"
+    return Measure("events", "events", base, text, audience.least_events(base), audience)
 
 
 def full_row(row: JsonRow, one: List, measure: Measure) -> Row:

@@ -1,4 +1,4 @@
-"""What the report tells people: one frozen value, made of its JSON, that text and page draw."""
+"""All that the report tells people, decided from its JSON; text and page only draw it."""
 
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -80,10 +80,10 @@ class Source(NamedTuple):
 
 
 class Active(NamedTuple):
-    marks: tuple[str, ...]  # of the columns of figures, where days are missing or not over
+    marks: tuple[str, ...]  # of the columns of figures: `*` where days are missing or not over
     sources: tuple[Source, ...]
     has_turnover: bool
-    is_long: bool  # too long for the usual columns
+    is_long: bool  # a number is too long for the usual columns
     about_weeks: str
     notes: tuple[str, ...]
 

@@ -1,4 +1,4 @@
-"""Versions: what share runs which, in 28 days for decisions and in each week for the speed."""
+"""The share of deployed hosts on each version: in 28 days to decide by, each week for the speed."""
 
 import re
 from collections import Counter
