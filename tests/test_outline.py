@@ -30,6 +30,16 @@ def notes(report: Report) -> str:
     return "\n".join([active.about_weeks, *active.notes])
 
 
+EMPTY: Report = {
+    "events": {"core": 0, "cli": 0},
+    "active": {
+        source: {unit: windows(0, None) for unit in units}
+        for source, units in plain_report()["active"].items()
+    },
+    "adoption": [],
+}
+
+
 # The first lines.
 
 
@@ -122,14 +132,18 @@ def test_the_page_does_not_name_a_bot_of_less_than_three_events() -> None:
     assert said in told(report, PAGE).period
 
 
-EMPTY: Report = {
-    "events": {"core": 0, "cli": 0},
-    "active": {
-        source: {unit: windows(0, None) for unit in units}
-        for source, units in plain_report()["active"].items()
-    },
-    "adoption": [],
-}
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "No file of 2026-11-20 (day hatched, week dashed)."),
+        ({"weeks": []}, "No file of 2026-11-20."),
+        (EMPTY, "No file of 2026-11-20."),
+    ],
+)
+def test_the_page_says_how_missing_files_are_drawn_where_they_are(change: Any, said: str) -> None:
+    assert said in told(plain_report(missing=(4,)) | change, PAGE).period
+
+
 NO_EVENT = "the events files from 2026-09-30 to 2026-11-24 hold no event."
 OF_TODAY = "of today, 2026-11-25, and not finished: `flask report --until today` counts it."
 

@@ -211,7 +211,8 @@ def period(report: Report, audience: Audience) -> str:
     days = f"UTC days, {report['until']} is not over" if report["unfinished"] else "Whole UTC days"
     said = [f"{days}; weeks from {report['weeks'][0]['since']}." if report["weeks"] else f"{days}."]
     if missing := [date.fromisoformat(day) for day in report["missing_days"]]:
-        drawn = " (day hatched, week dashed)" if audience is Audience.PAGE else ""
+        is_drawn = audience is Audience.PAGE and report["weeks"] and sources_of(report)
+        drawn = " (day hatched, week dashed)" if is_drawn else ""
         said.append(f"No file of {day_runs(missing)}{drawn}.")
     if report["automated"]["events"]:
         said.append(left_out(report, audience))
@@ -453,5 +454,5 @@ def refusals(report: Report, audience: Audience) -> Table | None:
 
 def foot(report: Report, made: Made) -> str:
     days = days_read(report)
-    read = f"of the files of {days - len(report['missing_days']):,} of {plural(days, 'day')}"
+    read = f"from the files of {days - len(report['missing_days']):,} of {plural(days, 'day')}"
     return f"Made on {made.today}, {read}, by flask report {made.version}."
