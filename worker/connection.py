@@ -5,12 +5,7 @@ import socket
 import time
 from typing import Any
 
-from httptools import (
-    HttpParserCallbackError,
-    HttpParserError,
-    HttpParserUpgrade,
-    HttpRequestParser,
-)
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from responses import MAX_BODY_BYTES
 from worker.exchange import (
@@ -31,7 +26,7 @@ MAX_REQUEST_BYTES = 2**19  # enough for the longest body in chunks of one byte
 
 
 class Connection:
-    """A client's socket, the requests that came by it, and the bytes it has not read yet."""
+    """A client's socket, the requests it has sent, and the bytes it has not read yet."""
 
     exchange: Exchange  # the newest one
 
@@ -43,9 +38,9 @@ class Connection:
         self.is_receiving = False  # the newest request is incomplete
         self.complete: list[Exchange] = []  # to be answered, in this order
         self.unsent = b""
-        self.is_closing = False  # once these are answered
+        self.is_closing = False  # once all of these are answered
         self.has_unread = False  # close() would send a reset, which can overtake a response
-        self.drained_bytes: int | None = None  # set once the last response was sent
+        self.drained_bytes: int | None = None  # received after the last response was sent
         self.events = 0  # that epoll watches
         self.idle_seconds = RECEIVE_SECONDS
         now = time.monotonic()
@@ -53,16 +48,13 @@ class Connection:
 
     @property
     def delays_shutdown(self) -> bool:
-        """Tell whether a stop waits for it: while it is busy, and shortly after its accept."""
+        """Tell whether a stop waits for this connection: if it is busy, or was just accepted."""
         is_busy = self.is_receiving or self.complete or self.unsent
         return bool(is_busy) or time.monotonic() < self.fresh_until
 
     @property
     def held_bytes(self) -> int:
         return len(self.unsent) + (self.exchange.received_bytes if self.is_receiving else 0)
-
-    def expects_continue(self) -> bool:
-        return self.is_receiving and self.exchange.expects_continue()
 
     def close(self) -> None:
         del self.parser  # it refers back to this connection: a cycle, which takes time to collect

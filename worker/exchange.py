@@ -78,7 +78,7 @@ class Exchange:
             self.refusal = HEAD_TOO_LARGE
 
     def head_without_upgrade(self) -> bytes:
-        """Return the head again, without the wish for another protocol."""
+        """Return the head once more, without its `Upgrade`."""
         environ = self.environ
         if self.refusal or environ["REQUEST_METHOD"] == "CONNECT":
             raise HttpParserError("a tunnel")
@@ -90,9 +90,9 @@ class Exchange:
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
     def add_body(self, part: bytes) -> None:
-        self.body_bytes += len(part)
-        if self.body_bytes - len(part) <= MAX_BODY_BYTES:  # the application rejects longer ones
+        if self.body_bytes <= MAX_BODY_BYTES:  # the application rejects longer ones
             self.body.append(part)
+        self.body_bytes += len(part)
 
     def expects_continue(self) -> bool:
         """Tell, once, whether the client waits for `100 Continue` (RFC 9110, 10.1.1)."""
@@ -105,10 +105,6 @@ class Exchange:
         self.environ["wsgi.input"] = io.BytesIO(b"".join(self.body)) if is_readable else CUT_OFF
 
     # The response.
-
-    @property
-    def is_head(self) -> bool:
-        return self.environ.get("REQUEST_METHOD") == "HEAD"
 
     def call(self, app: Callable[..., Iterable[bytes]]) -> None:
         """Call the application; an error of its is raised by finish()."""
@@ -132,9 +128,7 @@ class Exchange:
         finally:
             if hasattr(self.response, "close"):
                 self.response.close()
-        prepared = Prepared(self.status, tuple(self.headers), b"".join(self.content))
-        encode_head(prepared.status, prepared.headers)  # raises ValueError
-        return prepared
+        return Prepared(self.status, tuple(self.headers), b"".join(self.content))
 
 
 class CutOff(io.RawIOBase):
@@ -160,6 +154,7 @@ def environ_key(name: bytes) -> str | None:
 
 
 def response_bytes(prepared: Prepared, is_head: bool = False, keep_alive: bool = False) -> bytes:
+    """Return the response as HTTP sends it.  Raises ValueError if a header holds a line break."""
     head, has_length = encode_head(prepared.status, prepared.headers)
     date = http_date(int(time.time()))
     more = f"Date: {date}\r\nConnection: {'keep-alive' if keep_alive else 'close'}\r\n"
@@ -171,7 +166,7 @@ def response_bytes(prepared: Prepared, is_head: bool = False, keep_alive: bool =
 
 @lru_cache(256)  # most responses have one of few heads
 def encode_head(status: str, headers: Headers) -> tuple[bytes, bool]:
-    """Return the status line and headers, and whether they need no Content-Length added."""
+    """Return the status line and headers, and whether they go without a Content-Length of ours."""
     lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers)]
     if any(NOT_IN_HEADERS.search(line) for line in lines):
         raise ValueError("a response header must not hold a line break")

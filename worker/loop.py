@@ -14,54 +14,42 @@ from gunicorn.config import Config
 from gunicorn.http.wsgi import base_environ
 from gunicorn.workers.base import Worker
 
-from responses import RETRY_LATER, Prepared, problem
+from responses import RETRY_LATER, problem
 from worker.connection import RECEIVE_SECONDS, RECV_BYTES, Connection
 from worker.exchange import INCOMPLETE, Environ, Exchange, response_bytes
 
 TICK_SECONDS = 1.0
 IMMEDIATELY_SECONDS = 0.005  # how long poll() takes when something has been waiting
 MAX_HELD_BYTES = 2**24  # of all connections: incomplete requests, and what clients do not read
-# Received in a round, with what a parsed request takes beside that; more waits in the kernel, so
-# that a round neither takes long nor fills the store's queue.
+# A round receives no more than this, each request counted with what it takes once parsed, and for
+# no longer; the rest waits in the kernel.  So no round takes long or fills the store's queue.
 MAX_ROUND_BYTES = 2**21
 REQUEST_BYTES = 2**9
-READ_SECONDS = 0.1  # nor does a busy machine make it long
+READ_SECONDS = 0.1
 MAX_TOGETHER = 256  # requests of one connection in a round
-# On a slow disk, a request whose response would come later than that is refused at once.
+# On a slow disk, a request that would have to wait longer is refused at once.
 MAX_WAIT_SECONDS = 2.8
 SLOW_ROUND_SECONDS = 0.3
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 FAILED = problem(500, "Internal error; the server's log has the reason.")
 
-# gunicorn's settings without a meaning here, and what to do instead.
+# gunicorn's settings that have no meaning here, by what to do instead.
 UNSUPPORTED = {
-    "certfile": "let a proxy in front end TLS",
-    "keyfile": "let a proxy in front end TLS",
-    "http_protocols": "let a proxy in front speak HTTP/2",
-    "http2_cleartext": "let a proxy in front speak HTTP/2",
-    "proxy_protocol": "let the proxy in front set X-Forwarded-For",
-    "protocol": "let the proxy in front speak HTTP",
-    "accesslog": "an access log would hold addresses and payloads",
-    "max_requests": "a worker's memory does not grow",
-    "forwarder_headers": "headers never set the path",
-    "secure_scheme_headers": "headers never set the scheme",
+    "let a proxy in front end TLS": "certfile keyfile",
+    "let a proxy in front speak HTTP/2": "http_protocols http2_cleartext",
+    "let the proxy in front set X-Forwarded-For": "proxy_protocol",
+    "let the proxy in front speak HTTP": "protocol",
+    "an access log would hold addresses and payloads": "accesslog",
+    "a worker's memory does not grow": "max_requests",
+    "headers never set the path": "forwarder_headers",
+    "headers never set the scheme": "secure_scheme_headers",
+    "llhttp parses requests, and has no such setting": (
+        "limit_request_line limit_request_fields limit_request_field_size header_map http_parser "
+        "permit_obsolete_folding permit_unconventional_http_method strip_header_spaces "
+        "permit_unconventional_http_version casefold_http_method"
+    ),
 }
-UNSUPPORTED |= dict.fromkeys(
-    [
-        "limit_request_line",
-        "limit_request_fields",
-        "limit_request_field_size",
-        "header_map",
-        "http_parser",
-        "permit_obsolete_folding",
-        "permit_unconventional_http_method",
-        "strip_header_spaces",
-        "permit_unconventional_http_version",
-        "casefold_http_method",
-    ],
-    "llhttp parses requests, and has no such setting",
-)
 
 
 class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
@@ -75,10 +63,11 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
     def check_config(cls, cfg: Config, log: Any) -> None:
         """Raise SystemExit if a setting asks for something that this worker does not support."""
         defaults = Config()
-        for name, remedy in UNSUPPORTED.items():
-            value = cfg.settings[name].get()
-            if value != defaults.settings[name].get():
-                raise SystemExit(f"{name}={value!r}: not supported; {remedy}")
+        for remedy, names in UNSUPPORTED.items():
+            for name in names.split():
+                value = cfg.settings[name].get()
+                if value != defaults.settings[name].get():
+                    raise SystemExit(f"{name}={value!r}: not supported; {remedy}")
 
     def run(self) -> None:
         self.connections: dict[int, Connection] = {}
@@ -165,7 +154,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
     # Listeners.
 
     def watch_source(self, fd: int) -> None:
-        # Exclusive: a new connection wakes one worker, not all of them.  Old kernels know no such.
+        # EPOLLEXCLUSIVE wakes one worker for a new connection, not all.  Old kernels refuse it.
         for flag in (getattr(select, "EPOLLEXCLUSIVE", 0), 0):
             try:
                 self.epoll.register(fd, EPOLLIN | flag)
@@ -238,11 +227,11 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         elif connection.complete:
             self.ready[connection] = None
         elif not connection.is_closing:
-            if connection.expects_continue():
-                self.send(connection, CONTINUE)
-                return
             if not connection.is_receiving:
                 connection.deadline = time.monotonic() + connection.idle_seconds
+            elif connection.exchange.expects_continue():
+                self.send(connection, CONTINUE)
+                return
             self.watch(connection, EPOLLIN)
         elif connection.has_unread:
             connection.start_draining()
@@ -325,22 +314,18 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
             connection.has_unread |= connection.is_receiving
         last = exchanges[-1] if connection.is_closing and not connection.complete else None
         connection.idle_seconds = self.keepalive_seconds
-        responses = []
-        for exchange in exchanges:
-            prepared = self.respond(exchange)
-            keep_alive = exchange is not last
-            responses.append(response_bytes(prepared, exchange.is_head, keep_alive))
-        self.send(connection, b"".join(responses))
+        self.send(connection, b"".join(self.respond(one, one is not last) for one in exchanges))
 
-    def respond(self, exchange: Exchange) -> Prepared:
+    def respond(self, exchange: Exchange, keep_alive: bool) -> bytes:
+        is_head = exchange.environ.get("REQUEST_METHOD") == "HEAD"
         try:
             if exchange.refusal:
                 self.record_refusal(*exchange.refusal)
-                return problem(*exchange.refusal)
-            return exchange.finish()
+                return response_bytes(problem(*exchange.refusal), is_head, keep_alive)
+            return response_bytes(exchange.finish(), is_head, keep_alive)
         except Exception:
             self.log.exception("a request could not be answered")
-            return FAILED
+            return response_bytes(FAILED, is_head, keep_alive)
 
 
 def defer_accept(listener: socket.socket) -> None:
