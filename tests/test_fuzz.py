@@ -10,27 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from server import CLI, CORE, Server, wait_until
+from server import CLI, CORE, Server, request, wait_until
 
 pytestmark = pytest.mark.slow
 FUZZ_SECONDS = int(os.environ.get("FUZZ_SECONDS", "8"))
-
-
-def head(line: str, *headers: str) -> bytes:
-    return "\r\n".join([line, "Host: x", *headers, "", ""]).encode("latin-1")
 
 
 def good_requests() -> list[bytes]:
     cli, core = json.dumps(CLI).encode(), b64encode(json.dumps(CORE).encode())
     chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(cli), cli)
     return [
-        head("POST /cli HTTP/1.1", f"Content-Length: {len(cli)}") + cli,
-        head("POST /cli HTTP/1.1", "Transfer-Encoding: chunked") + chunked,
-        head("POST / HTTP/1.1", f"Content-Length: {len(core)}", "Origin: https://a.example") + core,
-        head(f"GET /?payload={core.decode()} HTTP/1.1", "Referer: https://a.example/x"),
-        head("GET /telemetry?payload=x HTTP/1.1", "User-Agent: Mozilla/5.0 Firefox/128.0"),
-        head("GET / HTTP/1.1", "DNT: 1"),
-        head("OPTIONS /cli HTTP/1.1", "Access-Control-Request-Method: POST"),
+        request("POST", "/cli", body=cli),
+        request("POST", "/cli", [("Transfer-Encoding", "chunked")], chunked),
+        request("POST", "/", [("Origin", "https://a.example")], core),
+        request("GET", f"/?payload={core.decode()}", [("Referer", "https://a.example/x")]),
+        request("GET", "/telemetry?payload=x", [("User-Agent", "Mozilla/5.0 Firefox/128.0")]),
+        request("GET", "/", [("DNT", "1")]),
+        request("OPTIONS", "/cli", [("Access-Control-Request-Method", "POST")]),
     ]
 
 
@@ -38,15 +34,15 @@ PIECES = [b"\0", b"\r\n", b"\n", b":", b"{", b"[" * 999, b'"', b"\\ud800", b"%",
 PIECES += [b"9" * 999, b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"NaN", b"\x9b"]
 
 
-def mutate(request: bytes, chance: random.Random) -> bytes:
+def mutate(content: bytes, chance: random.Random) -> bytes:
     """Change a few places: a byte, a piece more, a part less, a part twice."""
     for _ in range(chance.randrange(4)):
-        at, length = chance.randrange(len(request) + 1), chance.randrange(40)
-        part, rest = request[at : at + length], request[at + length :]
+        at, length = chance.randrange(len(content) + 1), chance.randrange(40)
+        part, rest = content[at : at + length], content[at + length :]
         piece = chance.choice(PIECES)
         changed = chance.choice([b"", part + part, piece, piece + part, bytes(reversed(part))])
-        request = request[:at] + changed + rest
-    return request
+        content = content[:at] + changed + rest
+    return content
 
 
 def resident_kib(pid: int) -> int:
@@ -62,11 +58,11 @@ def test_whatever_is_sent_is_answered_below_500_and_breaks_no_line(server: Serve
     stored = sent = memory_kib = 0
     until = time.monotonic() + FUZZ_SECONDS
     while time.monotonic() < until:
-        request = mutate(chance.choice(good_requests()), chance)
-        answer = server.raw(request)
+        content = mutate(chance.choice(good_requests()), chance)
+        answer = server.raw(content)
         sent += 1
-        assert answer.status < 500, request
-        assert answer.status not in range(300, 400), request
+        assert answer.status < 500, content
+        assert answer.status not in range(300, 400), content
         if sent == 500:
             memory_kib = resident_kib(worker)
         stored += answer.headers.get("x-telemetry-outcome") == "stored"

@@ -1,15 +1,13 @@
 """What an operator may set, and how a setting of no use is reported."""
 
-import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from parsing import Proxies
-from server import PATIENCE_SECONDS, ROOT
+from server import run
 from settings import NAMES, ConfigError, bind_addresses, read_settings, worker_count
 
 
@@ -28,42 +26,35 @@ def test_the_default_settings_are_those_of_the_contract() -> None:
     }
 
 
+PATH = "a directory, without quotes, ~, $ or white space"
+NUMBER = "a whole number from 0 to 999999999"
+INVALID = [
+    ("DATA_DIR", ["'/srv/data'", '"/srv/data"', "~/data", "$HOME/data", " /srv/data", " "], PATH),
+    ("DATA_DIR", ["/srv/data\r", "/srv/data\x85", "\x1b/srv/data", "/srv/data\x9b"], PATH),
+    ("DATA_DIR", [__file__, f"{__file__}/data"], "a directory"),
+    ("FRAMEWORK", ["Sprout\nSprout", " "], "one line of text"),
+    ("OPT_OUT", ["set SPROUT_QUIET=1 "], "one line of text"),
+    ("CONTACT", ["Sprout\udce9"], "one line of text"),
+    (
+        "TRUSTED_PROXIES",
+        ["::ffff:127.0.0.1", "fe80::1%eth0", "10.0.0.1/8", "nginx", "127.0.0.1,"],
+        'addresses, networks and "unix"',
+    ),
+    ("IP", ["FULL"], "one of full, masked, hashed, none"),
+    ("HONOR_OPT_OUT", ["yes"], "true or false"),
+    ("COMPRESS_AFTER_DAYS", ["-1"], NUMBER),
+    ("RETENTION_DAYS", ["90d", "1e3"], NUMBER),
+    ("MIN_FREE_MB", ["٣", "9" * 10], NUMBER),
+    ("RETENTION", ["90"], "one of TELEMETRY_DATA_DIR, "),
+    ("PORTS", ["1"], "one of TELEMETRY_DATA_DIR, "),
+    ("PORT_OLD", ["1"], "one of TELEMETRY_DATA_DIR, "),
+    ("SERVICE", ["1"], "one of TELEMETRY_DATA_DIR, "),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "wanted"),
-    [
-        ("TELEMETRY_DATA_DIR", "'/srv/data'", "a directory, without quotes, ~, $ or white space"),
-        ("TELEMETRY_DATA_DIR", '"/srv/data"', "a directory, without quotes"),
-        ("TELEMETRY_DATA_DIR", "~/data", "a directory, without quotes"),
-        ("TELEMETRY_DATA_DIR", "$HOME/data", "a directory, without quotes"),
-        ("TELEMETRY_DATA_DIR", " /srv/data", "a directory, without quotes"),
-        ("TELEMETRY_DATA_DIR", "/srv/data\r", "a directory, without quotes"),
-        ("TELEMETRY_DATA_DIR", "/srv/data\x85", "a directory, without quotes"),
-        ("TELEMETRY_DATA_DIR", "\x1b/srv/data", "a directory, without quotes"),
-        ("TELEMETRY_DATA_DIR", "/srv/data\x9b", "a directory, without quotes"),
-        ("TELEMETRY_DATA_DIR", " ", "a directory, without quotes"),
-        ("TELEMETRY_FRAMEWORK", "Sprout\nSprout", "one line of text"),
-        ("TELEMETRY_FRAMEWORK", " ", "one line of text"),
-        ("TELEMETRY_OPT_OUT", "set SPROUT_QUIET=1 ", "one line of text"),
-        ("TELEMETRY_CONTACT", "Sprout\udce9", "one line of text"),
-        ("TELEMETRY_DATA_DIR", __file__, "a directory"),
-        ("TELEMETRY_DATA_DIR", f"{__file__}/data", "a directory"),
-        ("TELEMETRY_TRUSTED_PROXIES", "::ffff:127.0.0.1", 'addresses, networks and "unix"'),
-        ("TELEMETRY_TRUSTED_PROXIES", "fe80::1%eth0", 'addresses, networks and "unix"'),
-        ("TELEMETRY_TRUSTED_PROXIES", "10.0.0.1/8", 'addresses, networks and "unix"'),
-        ("TELEMETRY_TRUSTED_PROXIES", "nginx", 'addresses, networks and "unix"'),
-        ("TELEMETRY_TRUSTED_PROXIES", "127.0.0.1,", 'addresses, networks and "unix"'),
-        ("TELEMETRY_IP", "FULL", "one of full, masked, hashed, none"),
-        ("TELEMETRY_HONOR_OPT_OUT", "yes", "true or false"),
-        ("TELEMETRY_COMPRESS_AFTER_DAYS", "-1", "a whole number from 0 to 999999999"),
-        ("TELEMETRY_RETENTION_DAYS", "90d", "a whole number from 0 to 999999999"),
-        ("TELEMETRY_RETENTION_DAYS", "1e3", "a whole number from 0 to 999999999"),
-        ("TELEMETRY_MIN_FREE_MB", "٣", "a whole number from 0 to 999999999"),
-        ("TELEMETRY_MIN_FREE_MB", "9" * 10, "a whole number from 0 to 999999999"),
-        ("TELEMETRY_RETENTION", "90", "one of TELEMETRY_DATA_DIR, "),
-        ("TELEMETRY_PORTS", "1", "one of TELEMETRY_DATA_DIR, "),
-        ("TELEMETRY_PORT_OLD", "1", "one of TELEMETRY_DATA_DIR, "),
-        ("TELEMETRY_SERVICE", "1", "one of TELEMETRY_DATA_DIR, "),
-    ],
+    [(f"TELEMETRY_{name}", value, wanted) for name, values, wanted in INVALID for value in values],
 )
 def test_an_invalid_setting_is_one_line_with_name_value_and_what_is_wanted(
     name: str, value: str, wanted: str
@@ -108,21 +99,21 @@ def test_an_unusual_directory_is_taken(value: str) -> None:
     assert read_settings({"TELEMETRY_DATA_DIR": value}).data_dir == Path(value)
 
 
-def start(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "serve.py", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environ},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-    )
+START = (sys.executable, "serve.py")
+
+
+@pytest.mark.parametrize("command", [START, (sys.executable, "-m", "gunicorn")])
+def test_an_invalid_setting_stops_the_start_with_one_line(command: tuple[str, ...]) -> None:
+    ran = run(*command, "--bind=127.0.0.1:0", TELEMETRY_IP="hash")
+
+    assert ran.returncode == 1
+    assert ran.stderr == "TELEMETRY_IP='hash': want one of full, masked, hashed, none\n"
 
 
 @pytest.mark.parametrize("value", ["auto", "abc", "0", "-1", "1.5", "70000"])
 @pytest.mark.parametrize("name", ["WEB_CONCURRENCY", "PORT"])
 def test_an_invalid_server_variable_stops_the_start_with_one_line(name: str, value: str) -> None:
-    ran = start(**{name: value})
+    ran = run(*START, **{name: value})
 
     assert ran.returncode == 1
     assert ran.stderr.startswith(f"{name}={value!r}: want a whole number from 1 to ")
@@ -130,7 +121,7 @@ def test_an_invalid_server_variable_stops_the_start_with_one_line(name: str, val
 
 
 def test_empty_variables_do_not_stop_the_start() -> None:
-    ran = start("--check-config", WEB_CONCURRENCY="", PORT="", TELEMETRY_IP="")
+    ran = run(*START, "--check-config", WEB_CONCURRENCY="", PORT="", TELEMETRY_IP="")
 
     assert (ran.returncode, ran.stderr) == (0, "")
 
@@ -138,7 +129,7 @@ def test_empty_variables_do_not_stop_the_start() -> None:
 def test_a_port_in_use_stops_the_start_with_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ran = start("--bind", f"127.0.0.1:{port}", "--log-level=error")
+        ran = run(*START, "--bind", f"127.0.0.1:{port}", "--log-level=error")
 
     assert ran.returncode == 1
     (line,) = ran.stderr.splitlines()
@@ -156,7 +147,7 @@ def test_a_port_in_use_stops_the_start_with_one_line() -> None:
 )
 def test_what_is_missing_for_a_start_is_one_line(before: str, line: str) -> None:
     code = f"import runpy, sys; {before}; runpy.run_path('serve.py', run_name='__main__')"
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    ran = run(sys.executable, "-c", code)
 
     assert ran.returncode == 1
     assert line in ran.stderr
@@ -166,5 +157,4 @@ def test_what_is_missing_for_a_start_is_one_line(before: str, line: str) -> None
 def test_without_port_it_listens_on_this_machine_only_and_with_it_on_every_interface() -> None:
     assert bind_addresses({}) == ["127.0.0.1:8000"]
     assert bind_addresses({"PORT": "80"})[-1] in ("[::]:80", "0.0.0.0:80")
-    assert worker_count({}) == 1
     assert worker_count({"WEB_CONCURRENCY": "3"}) == 3

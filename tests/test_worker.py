@@ -4,11 +4,8 @@ import contextlib
 import json
 import os
 import select
-import signal
 import socket
-import subprocess
 import sys
-import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -18,36 +15,32 @@ from typing import BinaryIO
 import pytest
 
 pytest.importorskip("hypothesis", reason="needs requirements-dev.txt")
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from server import (
     CLI,
+    CLOSE,
     CORE,
     GUNICORN,
     PATIENCE_SECONDS,
-    ROOT,
     Answer,
     Load,
     Server,
+    assert_answered_at_once,
+    cli_event,
     program,
     read_answer,
     read_next,
     request,
+    run,
     wait_until,
 )
 
 GOOD = json.dumps(CLI).encode()
-CLOSE = ("Connection", "close")
 UPGRADE = [("Connection", "Upgrade, HTTP2-Settings"), ("Upgrade", "h2c")]
 EXAMPLES = int(os.environ.get("SPLITS", "60"))  # of requests split into pieces
 CHUNKED = ("Transfer-Encoding", "chunked")
-AT_ONCE_SECONDS = 2
-
-
-def event(number: int = 0, *headers: tuple[str, str]) -> bytes:
-    body = json.dumps(CLI | {"projectId": str(number)}).encode()
-    return request("POST", "/cli", headers, body)
 
 
 def core(number: int) -> str:
@@ -60,10 +53,6 @@ def in_chunks(size: int, number: int = 0) -> bytes:
     parts = [body[at : at + size] for at in range(0, len(body), size)]
     chunks = [b"%x;a=b\r\n%b\r\n" % (len(part), part) for part in parts]
     return b"".join(chunks) + b"0\r\nX: y\r\nDNT: 1\r\n\r\n"
-
-
-def projects(server: Server) -> list[str]:
-    return sorted(one["payload"]["projectId"] for one in server.events())
 
 
 def next_statuses(stream: BinaryIO, count: int) -> list[int]:
@@ -81,19 +70,13 @@ def booted(server: Server) -> list[int]:
     return server.workers()
 
 
-def assert_answered_at_once(server: Server) -> None:
-    began = time.monotonic()
-    assert server.send_cli().status == 204
-    assert time.monotonic() - began < AT_ONCE_SECONDS
-
-
 # Several requests on one connection.
 
 KINDS: dict[str, tuple[Callable[[int], bytes], int]] = {
-    "event": (lambda number: event(number), 204),
+    "event": (cli_event, 204),
     "chunked event": (lambda number: request("POST", "/cli", [CHUNKED], in_chunks(9, number)), 204),
     "image": (lambda number: request("GET", f"/telemetry?payload={core(number)}"), 200),
-    "upgrade": (lambda number: event(number, *UPGRADE), 204),
+    "upgrade": (lambda number: cli_event(number, *UPGRADE), 204),
     "invalid": (lambda number: request("POST", "/cli", body=b"{}"), 400),
     "elsewhere": (lambda number: request("POST", "/nope", body=GOOD), 404),
     "preflight": (lambda number: request("OPTIONS", "/cli"), 204),
@@ -106,6 +89,7 @@ STORED = ("event", "chunked event", "image", "upgrade")
     cuts=st.lists(st.floats(0, 1), max_size=6),
     half_closes=st.booleans(),
 )
+@example(sorted(KINDS), [n / 2000 for n in range(2000)], True)  # byte by byte
 @settings(max_examples=EXAMPLES, deadline=None, database=None)
 def test_requests_are_answered_once_and_in_order_however_they_are_split(
     running_server: Server, kinds: list[str], cuts: list[float], half_closes: bool
@@ -142,29 +126,22 @@ def test_six_hundred_requests_at_once_are_six_hundred_events(
             sock.shutdown(socket.SHUT_WR)
         assert next_statuses(stream, 599) == [status] * 599
 
-    assert projects(server) == sorted(map(str, range(600)))
+    assert server.projects() == sorted(map(str, range(600)))
 
 
 def test_a_client_that_reads_late_gets_all_its_responses(server: Server) -> None:
     """Five megabytes of them, more than a kernel holds."""
     with server.connect() as sock:
-        sock.sendall(request("GET", "/") * 600 + event(1))
+        sock.sendall(request("GET", "/") * 600 + cli_event(1))
         sock.shutdown(socket.SHUT_WR)
         wait_until(lambda: server.send_cli().status == 204)
         assert statuses(sock) == [200] * 600 + [204]
 
 
-def test_a_connection_serves_the_next_request_after_a_rejected_one(server: Server) -> None:
-    with server.connect() as sock:
-        sock.sendall(request("POST", "/cli", body=b"{}") + request("POST", "/nope", body=GOOD))
-        sock.sendall(event(1, CLOSE))
-        assert statuses(sock) == [400, 404, 204]
-
-
 def test_an_idle_connection_is_closed_and_a_used_one_is_not(serve: Callable[..., Server]) -> None:
     server = serve("--keep-alive=1")
     with server.connect() as sock:
-        sock.sendall(event(1))
+        sock.sendall(cli_event(1))
         assert read_answer(sock).headers["connection"] == "keep-alive"
         assert sock.recv(1) == b""
 
@@ -173,10 +150,10 @@ def test_an_idle_connection_is_closed_and_a_used_one_is_not(serve: Callable[...,
 def test_a_connection_may_rest_for_longer_than_a_request_may_take(server: Server) -> None:
     """Balancers reuse one for a minute, and do not repeat a POST."""
     with server.connect() as sock:
-        sock.sendall(event(1))
+        sock.sendall(cli_event(1))
         assert read_answer(sock).status == 204
         assert select.select([sock], [], [], 12)[0] == []
-        sock.sendall(event(2))
+        sock.sendall(cli_event(2))
         assert read_answer(sock).status == 204
 
 
@@ -192,23 +169,12 @@ def test_a_connection_may_rest_for_longer_than_a_request_may_take(server: Server
 def test_a_connection_is_kept_as_the_protocol_version_says(
     server: Server, version: str, headers: list[tuple[str, str]], connection: str
 ) -> None:
-    content = event(1, *headers).replace(b"HTTP/1.1", b"HTTP/" + version.encode())
+    content = cli_event(1, *headers).replace(b"HTTP/1.1", b"HTTP/" + version.encode())
     with server.connect() as sock:
         sock.sendall(content)
         answer = read_answer(sock)
 
     assert (answer.status, answer.headers["connection"]) == (204, connection)
-
-
-def test_a_request_that_comes_byte_by_byte_is_one_event(server: Server) -> None:
-    content = request("POST", "/cli", [CHUNKED, CLOSE], in_chunks(9))
-    with server.connect() as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for n in range(len(content)):
-            sock.sendall(content[n : n + 1])
-        assert read_answer(sock).status == 204
-
-    assert len(server.lines()) == 1
 
 
 # What a request may be.
@@ -234,7 +200,7 @@ def test_a_head_costs_no_event_whatever_its_fields_are(
     ]
 
     assert [answer.status for answer in answers] == [200, 204]
-    assert projects(shared_server) == ["1", "1"]
+    assert shared_server.projects() == ["1", "1"]
 
 
 def test_a_name_with_an_underscore_does_not_pass_for_one_with_a_hyphen(
@@ -246,28 +212,6 @@ def test_a_name_with_an_underscore_does_not_pass_for_one_with_a_hyphen(
     assert [one["ip"] for one in server.events()] == ["127.0.0.1"]
 
 
-@pytest.mark.parametrize(
-    ("sent", "status"),
-    [
-        (b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400),
-        (b"GET / HTTP/3.0\r\n\r\n", 400),
-        (b"\x16\x03\x01", 400),
-        (b"POST /cli HTTP/1.1\r\nContent-Len", 400),
-        (b"GET / HTTP/1.1\r\nX: " + b"y" * 2**17, 431),
-    ],
-)
-def test_what_never_reaches_a_route_leaves_a_refused_line_without_a_source(
-    shared_server: Server, sent: bytes, status: int
-) -> None:
-    answer = shared_server.raw(sent)
-    assert answer.status == status
-    wait_until(lambda: shared_server.lines("refused-*"))
-
-    (line,) = map(json.loads, shared_server.lines("refused-*"))
-    assert (line["source"], line["status"], line["field"]) == (None, status, None)
-    assert line["detail"] == json.loads(answer.body)["detail"]
-
-
 # More than the worker keeps.
 
 
@@ -275,50 +219,36 @@ def test_a_full_worker_drops_the_connection_that_has_waited_longest(
     serve: Callable[..., Server],
 ) -> None:
     server = serve("--worker-connections=10")
-    connections = [server.connect() for _ in range(15)]
-    for connection in connections:
-        connection.sendall(b"POST /cli HTTP/1.1\r\n")
-    assert_answered_at_once(server)
+    start, rest = cli_event(1, CLOSE)[:20], cli_event(1, CLOSE)[20:]
+    with server.connections(15, start) as connections:
+        assert_answered_at_once(server)
 
-    assert statuses(connections[0]) == [503]
-    connections[-1].sendall(
-        f"Content-Length: {len(GOOD)}\r\n{': '.join(CLOSE)}\r\n\r\n".encode() + GOOD
-    )
-    assert statuses(connections[-1]) == [204]
-    for connection in connections:
-        connection.close()
+        assert statuses(connections[0]) == [503]
+        connections[-1].sendall(rest)
+        assert statuses(connections[-1]) == [204]
 
 
 def test_the_memory_of_incomplete_bodies_is_bounded_in_total(server: Server) -> None:
     """Four hundred bodies of 60 KiB, each without its last byte, are over 16 MiB."""
     head = request("POST", "/cli", [("Content-Length", str(60 * 1024 + 1))])
-    connections = []
-    for _ in range(400):
-        connections.append(server.connect())
-        connections[-1].sendall(head + b" " * 60 * 1024)
-    assert_answered_at_once(server)
-    (worker,) = server.workers()
-    status = Path(f"/proc/{worker}/status").read_text()
-    peak_kib = int(status.split("VmHWM:")[1].split()[0])
+    with server.connections(400, head + b" " * 60 * 1024):
+        assert_answered_at_once(server)
+        (worker,) = server.workers()
+        status = Path(f"/proc/{worker}/status").read_text()
+        peak_kib = int(status.split("VmHWM:")[1].split()[0])
 
     assert peak_kib < 150 * 1024
-    for connection in connections:
-        connection.close()
     assert_answered_at_once(server)
 
 
 @pytest.mark.parametrize(("count", "size"), [(64, 2**16), (200, 56 * 1024)])
 def test_many_large_events_at_once_are_all_stored(server: Server, count: int, size: int) -> None:
     body = GOOD.ljust(size)
-    connections = [server.connect() for _ in range(count)]
-    for sock in connections:
-        sock.sendall(request("POST", "/cli", [CLOSE], body)[:-1])
-    for sock in connections:
-        sock.sendall(b" ")
+    with server.connections(count, request("POST", "/cli", [CLOSE], body)[:-1]) as connections:
+        for sock in connections:
+            sock.sendall(b" ")
 
-    assert {read_answer(sock).status for sock in connections} == {204}
-    for sock in connections:
-        sock.close()
+        assert {read_answer(sock).status for sock in connections} == {204}
     assert len(server.lines()) == count
 
 
@@ -336,7 +266,7 @@ def test_a_unix_socket_has_no_address_but_a_trusted_one_tells_it(
     for _ in range(2):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(path))
-            sock.sendall(event(1, CLOSE, ("X-Forwarded-For", "198.51.100.7")))
+            sock.sendall(cli_event(1, CLOSE, ("X-Forwarded-For", "198.51.100.7")))
             assert read_answer(sock).status == 204
     server.stop()
 
@@ -372,33 +302,19 @@ def test_a_socket_passed_by_systemd_is_served(data_dir: Path) -> None:
 def test_with_port_both_families_are_served(data_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "serve.py"],
-        cwd=ROOT,
-        env={**os.environ, "PORT": str(port), "TELEMETRY_DATA_DIR": str(data_dir)},
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-    def answers(host: str) -> bool:
-        try:
-            sock = socket.create_connection((host, port), PATIENCE_SECONDS)
-        except ConnectionRefusedError:
-            return False
-        with sock:
-            sock.sendall(event(1, CLOSE))
-            return read_answer(sock).status == 204
-
+    server = Server(data_dir, environ={"PORT": str(port)}, command=[sys.executable, "serve.py"])
+    hosts = ["127.0.0.1"]
+    if socket.has_ipv6 and Path("/proc/net/if_inet6").read_text():
+        hosts.append("::1")
     try:
-        wait_until(lambda: answers("127.0.0.1"))
-        if socket.has_ipv6 and Path("/proc/net/if_inet6").read_text():
-            assert answers("::1")
+        for host in hosts:
+            with socket.create_connection((host, port), PATIENCE_SECONDS) as sock:
+                sock.sendall(cli_event(1, CLOSE))
+                assert read_answer(sock).status == 204
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(PATIENCE_SECONDS)
-    (path,) = data_dir.glob("events-*")
-    ips = {json.loads(line)["ip"] for line in path.read_text().splitlines()}
-    assert ips <= {"127.0.0.1", "::1"}
+        server.kill()
+
+    assert [one["ip"] for one in server.events()] == hosts
 
 
 @pytest.mark.parametrize(
@@ -416,13 +332,7 @@ def test_with_port_both_families_are_served(data_dir: Path) -> None:
     ],
 )
 def test_an_unsupported_setting_of_the_worker_stops_the_start_with_one_line(argument: str) -> None:
-    ran = subprocess.run(
-        [GUNICORN, "--bind", "127.0.0.1:0", "--log-level=error", argument],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-    )
+    ran = run(GUNICORN, "--bind=127.0.0.1:0", "--log-level=error", argument)
 
     assert ran.returncode != 0
     assert len(ran.stderr.splitlines()) == 1
@@ -436,7 +346,7 @@ def test_a_stop_refuses_new_connections_and_waits_for_requests_that_are_arriving
     server: Server,
 ) -> None:
     assert server.send_cli().status == 204
-    content = event(1)
+    content = cli_event(1)
     with server.connect() as sock:
         sock.sendall(content[:-1])
         assert server.send("GET", "/healthz").status == 200  # the worker has read that
@@ -602,7 +512,7 @@ def check_other_server(server: Server) -> None:
     """Store what is acknowledged, refuse what is not valid, and tell the health."""
     with Load(server, clients=8) as load:
         load.wait_for(204)
-    assert sorted(load.projects()) == projects(server)
+    assert sorted(load.projects()) == server.projects()
     assert server.send_core().status == 204
     answer = server.send_cli(nodeVersion=1)
     assert (answer.status, json.loads(answer.body)["field"]) == (400, "nodeVersion")
@@ -619,15 +529,8 @@ def test_the_application_runs_under_gunicorns_own_workers(
 
 
 def test_the_application_runs_under_waitress(data_dir: Path) -> None:
-    waitress = [
-        sys.executable,
-        "-m",
-        "waitress",
-        "--listen=127.0.0.1:0",
-        "--call",
-        "app:create_app",
-    ]
-    server = Server(data_dir, command=waitress)
+    command = f"{sys.executable} -m waitress --listen=127.0.0.1:0 --call app:create_app"
+    server = Server(data_dir, command=command.split())
     try:
         check_other_server(server)
     finally:

@@ -15,7 +15,7 @@ import time
 import uuid
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
@@ -26,6 +26,9 @@ ROOT = Path(__file__).parents[2]
 # gunicorn's own `http` where Python's is meant.
 GUNICORN = Path(sys.executable).with_name("gunicorn")
 PATIENCE_SECONDS = 60  # a bound on what hangs; nothing is measured against it
+LISTENING = re.compile(r"(?:Listening at:|Serving on) http://[\d.:\[\]]+:(\d+)")
+AT_ONCE_SECONDS = 2  # the contract's limit for others beside slow clients, on a busy machine
+CLOSE = ("Connection", "close")
 
 CLI = {"nodeVersion": "v20.20.2", "packages": [], "projectFramework": "vite"}
 CORE = {"providers": {"auth": True, "data": True}, "version": "5.0.12", "resourceCount": 3}
@@ -77,15 +80,22 @@ class Server:
         with contextlib.suppress(ValueError):  # closed by kill()
             for line in self.process.stderr or ():
                 self.log.append(line.rstrip("\n"))
-                if found := re.search(
-                    r"(?:Listening at:|Serving on) http://127\.0\.0\.1:(\d+)", line
-                ):
+                if found := LISTENING.search(line):
                     self.port = int(found[1])
                     self.listening.set()
         self.listening.set()
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_SECONDS)
+
+    @contextlib.contextmanager
+    def connections(self, count: int, sent: bytes = b"") -> Iterator[list[socket.socket]]:
+        """Open many connections, send this on each, and close them at the end of the block."""
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(self.connect()) for _ in range(count)]
+            for sock in opened:
+                sock.sendall(sent)
+            yield opened
 
     def raw(self, request: bytes) -> Answer:
         """Send exactly these bytes, and no more, on a connection of their own."""
@@ -119,6 +129,9 @@ class Server:
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.lines()]
 
+    def projects(self) -> list[str]:
+        return sorted(event["payload"]["projectId"] for event in self.events())
+
     def workers(self) -> list[int]:
         return children(self.process.pid)
 
@@ -150,6 +163,17 @@ def request(
     head = f"{method} {target} HTTP/1.1\r\n"
     head += "".join(f"{name}: {value}\r\n" for name, value in headers)
     return head.encode("latin-1") + b"\r\n" + body
+
+
+def cli_event(number: int = 0, *headers: tuple[str, str]) -> bytes:
+    body = json.dumps(CLI | {"projectId": str(number)}).encode()
+    return request("POST", "/cli", headers, body)
+
+
+def assert_answered_at_once(server: Server, within: float = AT_ONCE_SECONDS) -> None:
+    began = time.monotonic()
+    assert server.send_cli().status == 204
+    assert time.monotonic() - began < within
 
 
 def read_answer(sock: socket.socket) -> Answer:
@@ -237,11 +261,22 @@ class Load:
 def children(pid: int) -> list[int]:
     """Return the processes that this one started; none where it has ended."""
     try:
-        return [
-            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        ]
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        return [int(child) for child in text.split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def run(*command: object, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a command at the root of the project, with these variables, to its end."""
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
 
 
 def program(*names: str) -> str:
