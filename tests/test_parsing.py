@@ -114,7 +114,8 @@ REFUSED_TEXT = [
 
 REQUIRED_TEXT = ["nodeVersion", "projectFramework"]
 OPTIONAL_TEXT = ["nodeEnv", "os", "osVersion", "command", "projectId"]
-REFUSED_CORE = [
+Refused = list[tuple[dict[str, Any], str, str]]  # changes, field and detail
+REFUSED_CORE: Refused = [
     ({"resourceCount": True}, "resourceCount", "got a boolean"),
     ({"resourceCount": -1}, "resourceCount", "got one out of range"),
     ({"resourceCount": 1_000_001}, "resourceCount", "got one out of range"),
@@ -133,7 +134,7 @@ REFUSED_CORE = [
     ({"providers": [True] * 9}, "providers", "want 8 booleans, got 9"),
     ({"providers": [True, 0] + [True] * 6}, "providers[1]", "got an integer"),
 ]
-REFUSED_PACKAGES = [
+REFUSED_PACKAGES: list[tuple[Any, str, str]] = [
     (None, "packages", "got null"),
     ({}, "packages", "got an object"),
     ([{"name": "a"}] * 257, "packages", "want at most 256 packages, got 257"),
@@ -144,7 +145,7 @@ REFUSED_PACKAGES = [
     ([{"name": "a", "version": "x" * 257}], "packages[0].version", "got 257"),
     ([{"name": "a\n"}], "packages[0].name", "control"),
 ]
-REFUSED_CLI = [
+REFUSED_CLI: Refused = [
     *(({name: value}, name, seen) for name in REQUIRED_TEXT for value, seen in REFUSED_TEXT),
     *(
         ({name: value}, name, seen)
