@@ -38,6 +38,7 @@ from server import (
 )
 
 pytestmark = pytest.mark.slow
+Start = Callable[..., Server]
 
 ANSWERED_WITHIN_SECONDS = 3
 NOISE_SECONDS = 1  # a client of ours may itself have to wait for the processor
@@ -130,7 +131,7 @@ def ext4(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
 
 
 @pytest.fixture
-def start(serve: Callable[..., Server]) -> Callable[..., Server]:
+def start(serve: Start) -> Start:
     """Start a gunicorn, and wait until all its workers are there."""
 
     def start_and_wait(*arguments: str, workers: int, **settings: str) -> Server:
@@ -179,7 +180,7 @@ def let_a_moment_pass() -> None:
 
 
 def test_a_kill_of_the_whole_server_loses_nothing_and_the_next_takes_events_at_once(
-    start: Callable[..., Server],
+    start: Start,
 ) -> None:
     """A kill seldom tears a line, so each time one is torn by hand, too."""
     acknowledged: set[str] = set()
@@ -199,9 +200,7 @@ def test_a_kill_of_the_whole_server_loses_nothing_and_the_next_takes_events_at_o
     assert_each_once(acknowledged | {"last"}, stored_projects(last))
 
 
-def test_a_kill_of_one_worker_loses_nothing_while_the_others_run_on(
-    start: Callable[..., Server],
-) -> None:
+def test_a_kill_of_one_worker_loses_nothing_while_the_others_run_on(start: Start) -> None:
     server = start(workers=3)
     with Load(server, packages=PACKAGES) as load:
         for _ in range(8):
@@ -216,7 +215,7 @@ def test_a_kill_of_one_worker_loses_nothing_while_the_others_run_on(
     assert_each_once(load.projects(), stored_projects(server))
 
 
-def test_a_stop_under_load_exits_with_0_and_loses_nothing(start: Callable[..., Server]) -> None:
+def test_a_stop_under_load_exits_with_0_and_loses_nothing(start: Start) -> None:
     acknowledged: set[str] = set()
     for _ in range(2):
         server = start(workers=2)
@@ -228,9 +227,7 @@ def test_a_stop_under_load_exits_with_0_and_loses_nothing(start: Callable[..., S
     assert_each_once(acknowledged, stored_projects(server))
 
 
-def test_a_reload_under_load_loses_no_event_and_fails_hardly_any_request(
-    start: Callable[..., Server],
-) -> None:
+def test_a_reload_under_load_loses_no_event_and_fails_hardly_any_request(start: Start) -> None:
     server = start(workers=2)
     with Load(server) as load:
         for _ in range(3):
@@ -253,9 +250,7 @@ def has_two_new_workers(server: Server, old: set[int]) -> bool:
     return len(new) == 2 and new.isdisjoint(old)
 
 
-def test_an_upgrade_under_load_loses_no_event_and_fails_hardly_any_request(
-    start: Callable[..., Server],
-) -> None:
+def test_an_upgrade_under_load_loses_no_event_and_fails_hardly_any_request(start: Start) -> None:
     server = start(workers=2)
     with Load(server) as load:
         load.wait_for(204)
@@ -276,7 +271,7 @@ def assert_served_throughout(load: Load) -> None:
     assert load.statuses[0] <= 5
 
 
-def test_four_workers_store_8_000_events_exactly_once(start: Callable[..., Server]) -> None:
+def test_four_workers_store_8_000_events_exactly_once(start: Start) -> None:
     server = start("--keep-alive=60", workers=4)
     with ThreadPoolExecutor(16) as clients:
         sent = list(clients.map(send_on_one_connection, [server] * 16, [500] * 16))
@@ -299,9 +294,7 @@ def send_on_one_connection(server: Server, events: int) -> list[str]:
 # Disks.
 
 
-def test_a_full_disk_gets_a_503_until_there_is_room_again(
-    tmpfs: Mount, start: Callable[..., Server]
-) -> None:
+def test_a_full_disk_gets_a_503_until_there_is_room_again(tmpfs: Mount, start: Start) -> None:
     server = start(workers=2, MIN_FREE_MB="0")
     filler = tmpfs.path / "filler"
     with Load(server, clients=4, packages=PACKAGES) as load:
@@ -337,7 +330,7 @@ def fill_the_disk(filler: Path) -> None:
     ],
 )
 def test_events_get_a_503_until_the_disk_takes_them(
-    tmpfs: Mount, serve: Callable[..., Server], min_free_mb: str, fault: str, repair: str
+    tmpfs: Mount, serve: Start, min_free_mb: str, fault: str, repair: str
 ) -> None:
     server = serve(MIN_FREE_MB=min_free_mb)
     tmpfs.remount(fault)
@@ -352,7 +345,7 @@ def test_events_get_a_503_until_the_disk_takes_them(
     assert len(server.events()) == 1
 
 
-def test_half_a_line_on_a_full_disk_is_rolled_back(serve: Callable[..., Server]) -> None:
+def test_half_a_line_on_a_full_disk_is_rolled_back(serve: Start) -> None:
     """The limit makes the kernel write what fits, and only then refuse the rest."""
     server = serve()
     assert server.send_cli().status == 204
@@ -372,9 +365,7 @@ def limit_file_size(server: Server, limit_bytes: int) -> None:
         resource.prlimit(worker, resource.RLIMIT_FSIZE, (limit_bytes, hard))
 
 
-def test_a_frozen_disk_delays_no_response_beyond_three_seconds(
-    ext4: Mount, start: Callable[..., Server]
-) -> None:
+def test_a_frozen_disk_delays_no_response_beyond_three_seconds(ext4: Mount, start: Start) -> None:
     """More clients than a batch serves at once: those in the queue must be answered in time."""
     server = start(workers=2, MIN_FREE_MB="0")
     with Load(server, clients=48) as load:
@@ -393,7 +384,7 @@ def test_a_frozen_disk_delays_no_response_beyond_three_seconds(
 
 
 def test_a_frozen_disk_delays_none_of_forty_simultaneous_requests_beyond_three_seconds(
-    ext4: Mount, start: Callable[..., Server]
+    ext4: Mount, start: Start
 ) -> None:
     """Including those that arrive while the worker's loop waits for the disk."""
     server = start(workers=1, MIN_FREE_MB="0")
@@ -429,9 +420,7 @@ def answers_to_many_at_once(server: Server, clients: int) -> tuple[list[int], fl
 
 
 @pytest.mark.parametrize("ip", ["full", "hashed"])
-def test_a_slow_disk_delays_none_of_400_simultaneous_requests(
-    serve: Callable[..., Server], ip: str
-) -> None:
+def test_a_slow_disk_delays_none_of_400_simultaneous_requests(serve: Start, ip: str) -> None:
     """A slow disk is not a stalled one: all events are stored, and share a few syncs."""
     slow = ("--pythonpath=tests/support", "--env=FSYNC_SECONDS=0.65", "slow_disk:app")
     server = serve(*slow, IP=ip)
@@ -446,7 +435,7 @@ def test_a_slow_disk_delays_none_of_400_simultaneous_requests(
 @pytest.mark.parametrize("ip", ["full", "hashed"])
 @pytest.mark.parametrize("fsync_seconds", [0.65, 1.2])
 def test_a_slowly_failing_disk_delays_none_of_100_simultaneous_requests(
-    serve: Callable[..., Server], ip: str, fsync_seconds: float
+    serve: Start, ip: str, fsync_seconds: float
 ) -> None:
     failing = (f"--env=FSYNC_SECONDS={fsync_seconds}", "--env=FSYNC_FAILS=1", "slow_disk:app")
     server = serve("--pythonpath=tests/support", *failing, IP=ip)
@@ -459,7 +448,7 @@ def test_a_slowly_failing_disk_delays_none_of_100_simultaneous_requests(
 
 
 def test_a_frozen_disk_without_a_data_directory_delays_no_response_beyond_three_seconds(
-    ext4: Mount, serve: Callable[..., Server]
+    ext4: Mount, serve: Start
 ) -> None:
     server = serve(MIN_FREE_MB="0")
     with ext4.frozen():
@@ -477,9 +466,7 @@ def in_time(send: Callable[[], Answer]) -> Answer:
     return answer
 
 
-def test_a_power_cut_loses_nothing_that_was_acknowledged(
-    ext4: Mount, start: Callable[..., Server]
-) -> None:
+def test_a_power_cut_loses_nothing_that_was_acknowledged(ext4: Mount, start: Start) -> None:
     acknowledged: set[str] = set()
     for _ in range(3):
         acknowledged |= acknowledged_until_power_cut(ext4, start)
@@ -491,7 +478,7 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(
 
 def test_a_power_cut_loses_what_was_not_synced(
     ext4: Mount,
-    start: Callable[..., Server],
+    start: Start,
     data_dir: Path,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
@@ -506,7 +493,7 @@ def test_a_power_cut_loses_what_was_not_synced(
     assert missing_in_files(data_dir, acknowledged)
 
 
-def acknowledged_until_power_cut(disk: Mount, start: Callable[..., Server]) -> set[str]:
+def acknowledged_until_power_cut(disk: Mount, start: Start) -> set[str]:
     """Cut the power under load, and come back with the disk as the cut left it.
 
     What is acknowledged during the cut does not count: Linux may report a sync
@@ -530,7 +517,7 @@ def acknowledged_until_power_cut(disk: Mount, start: Callable[..., Server]) -> s
 # An admin's hands.
 
 
-def test_a_file_can_be_moved_away_under_load(start: Callable[..., Server]) -> None:
+def test_a_file_can_be_moved_away_under_load(start: Start) -> None:
     server = start(workers=2)
     with Load(server) as load:
         for turn in range(30):
@@ -549,7 +536,7 @@ def test_a_file_can_be_moved_away_under_load(start: Callable[..., Server]) -> No
     "lose", [Path.unlink, lambda path: os.truncate(path, 0)], ids=["deleted", "emptied"]
 )
 def test_events_sent_after_a_file_was_deleted_or_emptied_are_in_a_file(
-    start: Callable[..., Server], lose: Callable[[Path], None]
+    start: Start, lose: Callable[[Path], None]
 ) -> None:
     server = start(workers=2)
     with Load(server) as load:

@@ -33,6 +33,8 @@ from forget.wanted import Verdict, choose
 from server import ROOT, Load, Server, program, wait_until
 from storage import Appender
 
+Run = Callable[..., Result]
+
 DAY = "2026-11-20"
 NAME = f"events-{DAY}.jsonl"
 WANTED = "203.0.113.9"
@@ -56,7 +58,7 @@ KEPT = b"".join(OTHERS)
 
 
 @pytest.fixture
-def run(make_app: Callable[..., Flask], data_dir: Path) -> Callable[..., Result]:
+def run(make_app: Callable[..., Flask], data_dir: Path) -> Run:
     data_dir.mkdir()
 
     def run(*arguments: str, **settings: str) -> Result:
@@ -85,7 +87,7 @@ def content(path: Path) -> bytes:
     ],
 )
 def test_exactly_the_named_events_are_erased(
-    run: Callable[..., Result], data_dir: Path, arguments: tuple[str, ...]
+    run: Run, data_dir: Path, arguments: tuple[str, ...]
 ) -> None:
     (data_dir / NAME).write_bytes(MINE + OTHERS[0] + MINE + b"".join(OTHERS[1:]) + MINE)
     ran = run(*arguments, "--yes")
@@ -126,9 +128,7 @@ def test_a_host_is_found_as_it_is_stored(given: str, stored: str, other: str) ->
     ],
     ids=["spaces", "escapes", "order", "CR LF", "BOM", "few keys", "one key", "other types"],
 )
-def test_any_object_in_a_file_of_events_is_judged(
-    run: Callable[..., Result], data_dir: Path, line: bytes
-) -> None:
+def test_any_object_in_a_file_of_events_is_judged(run: Run, data_dir: Path, line: bytes) -> None:
     (data_dir / NAME).write_bytes(line + KEPT)
 
     assert run("--ip", WANTED, "--yes").exit_code == 0
@@ -229,7 +229,7 @@ def test_lines_that_cannot_match_are_not_decoded(monkeypatch: pytest.MonkeyPatch
 )
 @pytest.mark.parametrize("members", [0, 1, 3], ids=["plain", "gzip", "several members"])
 def test_events_are_found_under_any_name_and_in_any_form(
-    run: Callable[..., Result], data_dir: Path, name: str, members: int
+    run: Run, data_dir: Path, name: str, members: int
 ) -> None:
     path, lines = data_dir / name, [MINE, *OTHERS, MINE]
     size = -(-len(lines) // members) if members else 0
@@ -246,7 +246,7 @@ def test_events_are_found_under_any_name_and_in_any_form(
     assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (*owner, 0o604)
 
 
-def test_other_names_are_left_alone(run: Callable[..., Result], data_dir: Path) -> None:
+def test_other_names_are_left_alone(run: Run, data_dir: Path) -> None:
     for name in ("refused-2026-11-20.jsonl", "notes.jsonl", "x-events-2026-11-20.jsonl"):
         (data_dir / name).write_bytes(MINE)
     ran = run("--ip", WANTED, "--yes")
@@ -307,7 +307,7 @@ LINES = (MINE + KEPT).decode()
     ],
 )
 def test_what_cannot_be_searched_is_left_as_it_is_and_named(
-    run: Callable[..., Result], data_dir: Path, name: str, make: Callable[[Path], object]
+    run: Run, data_dir: Path, name: str, make: Callable[[Path], object]
 ) -> None:
     (data_dir.parent / ELSEWHERE).write_bytes(MINE)
     (data_dir / "events-2026-01-01.jsonl").write_bytes(MINE + KEPT)
@@ -324,9 +324,7 @@ def test_what_cannot_be_searched_is_left_as_it_is_and_named(
     assert (data_dir / "events-2026-01-01.jsonl").read_bytes() == KEPT
 
 
-def test_a_file_whose_last_event_was_erased_is_searched_again(
-    run: Callable[..., Result], data_dir: Path
-) -> None:
+def test_a_file_whose_last_event_was_erased_is_searched_again(run: Run, data_dir: Path) -> None:
     (data_dir / NAME).write_bytes(MINE + b"not read\n")
     (data_dir / f"{NAME}.1").write_bytes(b"")
 
@@ -336,7 +334,7 @@ def test_a_file_whose_last_event_was_erased_is_searched_again(
 
 @pytest.mark.parametrize("option", ["--ip", "--hostname", "--project"])
 def test_values_of_any_type_match_nobody_and_stop_nothing(
-    run: Callable[..., Result], data_dir: Path, option: str
+    run: Run, data_dir: Path, option: str
 ) -> None:
     values: list[Any] = [None, True, 1, 1.5, "", [], ["x"], {}, {"x": 1}, [[]]]
     lines = b"".join(record(n, v, hostname=v, project=v) for n, v in enumerate(values))
@@ -350,7 +348,7 @@ def test_values_of_any_type_match_nobody_and_stop_nothing(
 
 @pytest.mark.parametrize("tail", [b"", b'{"torn', MINE.rstrip(b"\n")])
 def test_unreadable_lines_and_torn_tails_stay_and_are_counted(
-    run: Callable[..., Result], data_dir: Path, tail: bytes
+    run: Run, data_dir: Path, tail: bytes
 ) -> None:
     odd = [b"\n", b"\xff\n", b'{"ip":"203.0.113.9"\n', b"[]\n"]
     (data_dir / NAME).write_bytes(MINE + b"".join(odd) + KEPT + tail)
@@ -364,7 +362,7 @@ def test_unreadable_lines_and_torn_tails_stay_and_are_counted(
 
 
 def test_several_directories_are_searched_each_once(
-    run: Callable[..., Result], data_dir: Path, tmp_path: Path
+    run: Run, data_dir: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "-other"
     other.mkdir()
@@ -382,7 +380,7 @@ def test_several_directories_are_searched_each_once(
 # What it says, and does not do.
 
 
-def test_without_yes_nothing_is_erased(run: Callable[..., Result], data_dir: Path) -> None:
+def test_without_yes_nothing_is_erased(run: Run, data_dir: Path) -> None:
     (data_dir / NAME).write_bytes(MINE + OTHERS[0])
     before = (data_dir / NAME).stat()
     ran = run("--ip", WANTED)
@@ -414,7 +412,7 @@ def test_without_yes_nothing_is_erased(run: Callable[..., Result], data_dir: Pat
     ],
 )
 def test_a_command_that_selects_nobody_is_rejected(
-    run: Callable[..., Result], data_dir: Path, arguments: tuple[str, ...]
+    run: Run, data_dir: Path, arguments: tuple[str, ...]
 ) -> None:
     (data_dir / NAME).write_bytes(MINE)
     ran = run(*arguments, "--yes")
@@ -425,14 +423,12 @@ def test_a_command_that_selects_nobody_is_rejected(
 
 
 @pytest.mark.parametrize("mode", ["masked", "hashed", "none"])
-def test_it_says_where_an_address_can_find_nobody(run: Callable[..., Result], mode: str) -> None:
+def test_it_says_where_an_address_can_find_nobody(run: Run, mode: str) -> None:
     assert f"TELEMETRY_IP={mode}" in run("--ip", WANTED, IP=mode).output
     assert "TELEMETRY_IP" not in run("--project", "p", IP=mode).output
 
 
-def test_it_says_how_many_stored_addresses_it_cannot_tell(
-    run: Callable[..., Result], data_dir: Path
-) -> None:
+def test_it_says_how_many_stored_addresses_it_cannot_tell(run: Run, data_dir: Path) -> None:
     """Whatever TELEMETRY_IP is now, and for the one who runs this."""
     stored = [None, "0" * 64, "203.0.113.0", "203.0.114.0", "203.0.113.90"]
     (data_dir / NAME).write_bytes(b"".join(record(n, ip) for n, ip in enumerate(stored)))
@@ -550,7 +546,7 @@ def test_a_disk_that_fails_at_any_call_leaves_whole_files_and_no_draft(
 
 @pytest.mark.parametrize("name", [NAME, TWIN])
 def test_on_a_full_disk_the_file_stays_as_it_was(
-    run: Callable[..., Result], data_dir: Path, disk: FailingOs, name: str
+    run: Run, data_dir: Path, disk: FailingOs, name: str
 ) -> None:
     lines = MINE + KEPT + b"".join(record(n, os.urandom(30).hex()) for n in range(2000))
     before = gzip.compress(lines) if name == TWIN else lines
@@ -565,9 +561,7 @@ def test_on_a_full_disk_the_file_stays_as_it_was(
     assert left == {name: before, CLAIM_NAME: b""}
 
 
-def test_the_disk_is_not_filled_beyond_what_events_need(
-    run: Callable[..., Result], data_dir: Path
-) -> None:
+def test_the_disk_is_not_filled_beyond_what_events_need(run: Run, data_dir: Path) -> None:
     (data_dir / NAME).write_bytes(MINE + KEPT)
     ran = run("--ip", WANTED, "--yes", MIN_FREE_MB="999999999")
 
@@ -578,7 +572,7 @@ def test_the_disk_is_not_filled_beyond_what_events_need(
 
 
 def test_of_the_free_room_only_what_the_copy_needs_is_wanted(
-    run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file is larger than the room above what events need."""
     (data_dir / NAME).write_bytes(MINE * 9_000 + KEPT)
@@ -601,7 +595,7 @@ def access_list(user: int, mask: int) -> bytes:
 @pytest.mark.parametrize("own", [access_list(4, 4), access_list(7, 0), b""], ids=["r", "m", "none"])
 @pytest.mark.parametrize("default", [access_list(6, 6), b""], ids=["directory has one", "not"])
 def test_a_rewritten_file_keeps_its_access_list_and_gets_no_other(
-    run: Callable[..., Result], data_dir: Path, own: bytes, default: bytes
+    run: Run, data_dir: Path, own: bytes, default: bytes
 ) -> None:
     path = data_dir / NAME
     path.write_bytes(MINE + KEPT)
@@ -635,7 +629,7 @@ def before_the_lock(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) 
 
 
 def test_a_line_appended_while_a_file_is_copied_is_kept(
-    run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, late = data_dir / NAME, record(7)
     path.write_bytes(MINE + KEPT)
@@ -651,11 +645,7 @@ def test_a_line_appended_while_a_file_is_copied_is_kept(
 @pytest.mark.parametrize("torn", [b"", b'{"id":"a torn line, longer than the next"'])
 @pytest.mark.parametrize("regrown", [0, 1, 3])
 def test_lines_that_were_rolled_back_while_a_file_was_copied_are_not_kept(
-    run: Callable[..., Result],
-    data_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    regrown: int,
-    torn: bytes,
+    run: Run, data_dir: Path, monkeypatch: pytest.MonkeyPatch, regrown: int, torn: bytes
 ) -> None:
     """A writer whose sync failed cuts them off again, and others append in their place."""
     path, others = data_dir / NAME, b"".join(record(8) for _ in range(regrown))
@@ -674,7 +664,7 @@ def test_lines_that_were_rolled_back_while_a_file_was_copied_are_not_kept(
 
 
 def test_a_file_that_changes_during_every_copy_is_named(
-    run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = data_dir / NAME
     path.write_bytes(MINE + KEPT)
@@ -695,7 +685,7 @@ def test_a_file_that_changes_during_every_copy_is_named(
 
 
 def test_an_archive_that_grows_while_it_is_copied_is_copied_again(
-    run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = data_dir / ARCHIVE
     path.write_bytes(gzip.compress(MINE + KEPT))
@@ -711,7 +701,7 @@ def test_an_archive_that_grows_while_it_is_copied_is_copied_again(
 
 
 def test_matching_events_that_keep_arriving_are_reported_as_left(
-    run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = data_dir / NAME
     path.write_bytes(MINE + KEPT)
@@ -787,7 +777,7 @@ def test_a_terminal_gets_a_progress_bar_where_it_takes_long(
 
 
 def test_it_waits_for_housekeeping_and_says_so(
-    run: Callable[..., Result], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (data_dir / NAME).write_bytes(MINE + KEPT)
     claim = durable.claimed(data_dir)

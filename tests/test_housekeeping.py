@@ -23,11 +23,13 @@ from files.housekeeping import Housekeeping
 from server import give_up, program, wait_until
 from storage import Appender
 
+Make = Callable[..., Housekeeping]
+
 TODAY = date(2026, 11, 23)
 
 
 @pytest.fixture
-def make_housekeeping(data_dir: Path) -> Callable[..., Housekeeping]:
+def make_housekeeping(data_dir: Path) -> Make:
     return partial(Housekeeping, data_dir, lambda: NOON, compress_after_days=0, retention_days=0)
 
 
@@ -54,7 +56,7 @@ def read_days(data_dir: Path) -> dict[str, bytes]:
 
 
 def test_housekeeping_cuts_torn_tails_of_files_nobody_writes_to(
-    make_housekeeping: Callable[..., Housekeeping], data_dir: Path
+    make_housekeeping: Make, data_dir: Path
 ) -> None:
     data_dir.mkdir()
     for name in ("events-2026-11-20.jsonl", "refused-2026-11-20.jsonl", NAME):
@@ -82,10 +84,7 @@ NULS = bytes(300)
 )
 @pytest.mark.parametrize("age_days", [0, 1, 2, 30])
 def test_nul_bytes_cost_the_lines_that_hold_them_and_no_record_behind_them(
-    make_housekeeping: Callable[..., Housekeeping],
-    data_dir: Path,
-    damaged: list[bytes],
-    age_days: int,
+    make_housekeeping: Make, data_dir: Path, damaged: list[bytes], age_days: int
 ) -> None:
     """A power cut on Friday, a start on Monday; or a file of a rescued disk."""
     data_dir.mkdir()
@@ -99,7 +98,7 @@ def test_nul_bytes_cost_the_lines_that_hold_them_and_no_record_behind_them(
 
 
 def test_a_damaged_file_that_arrives_later_is_repaired_before_it_is_compressed(
-    make_housekeeping: Callable[..., Housekeeping], data_dir: Path
+    make_housekeeping: Make, data_dir: Path
 ) -> None:
     write_days(data_dir, 1)
     keeping = make_housekeeping(compress_after_days=7)
@@ -112,7 +111,7 @@ def test_a_damaged_file_that_arrives_later_is_repaired_before_it_is_compressed(
 
 
 def test_files_are_compressed_and_deleted_by_their_age(
-    make_housekeeping: Callable[..., Housekeeping], data_dir: Path
+    make_housekeeping: Make, data_dir: Path
 ) -> None:
     content = write_days(data_dir, 12)
     make_housekeeping(compress_after_days=7, retention_days=10).run(TODAY)
@@ -128,7 +127,7 @@ def test_files_are_compressed_and_deleted_by_their_age(
 
 
 def test_zero_days_turn_deletion_and_compression_off(
-    make_housekeeping: Callable[..., Housekeeping], data_dir: Path
+    make_housekeeping: Make, data_dir: Path
 ) -> None:
     content = write_days(data_dir, 400)
     make_housekeeping().run(TODAY)
@@ -137,7 +136,7 @@ def test_zero_days_turn_deletion_and_compression_off(
 
 
 def test_only_files_of_the_two_patterns_are_touched(
-    make_housekeeping: Callable[..., Housekeeping], data_dir: Path
+    make_housekeeping: Make, data_dir: Path
 ) -> None:
     data_dir.mkdir()
     names = ["notes.txt", "events-2020-01-01.jsonl.bak", "events-2020-02-31.jsonl"]
@@ -151,9 +150,7 @@ def test_only_files_of_the_two_patterns_are_touched(
     )
 
 
-def test_refusals_are_compressed_and_deleted_too(
-    make_housekeeping: Callable[..., Housekeeping], data_dir: Path
-) -> None:
+def test_refusals_are_compressed_and_deleted_too(make_housekeeping: Make, data_dir: Path) -> None:
     write_days(data_dir, 1)
     for day in ("2026-11-10", "2026-11-22"):
         (data_dir / f"refused-{day}.jsonl").write_bytes(line(1))
@@ -163,7 +160,7 @@ def test_refusals_are_compressed_and_deleted_too(
 
 
 def test_a_draft_that_did_not_fit_is_removed(
-    make_housekeeping: Callable[..., Housekeeping], data_dir: Path, disk: FailingOs
+    make_housekeeping: Make, data_dir: Path, disk: FailingOs
 ) -> None:
     content = write_days(data_dir, 2)
     disk.fill_up_after(10)
@@ -210,7 +207,7 @@ def test_a_kill_at_any_moment_of_housekeeping_loses_and_doubles_nothing(tmp_path
 
 
 def test_a_line_appended_while_its_file_is_compressed_is_kept(
-    disk: FailingOs, make_housekeeping: Callable[..., Housekeeping], data_dir: Path
+    disk: FailingOs, make_housekeeping: Make, data_dir: Path
 ) -> None:
     content = write_days(data_dir, 2)
     plain = data_dir / "events-2026-11-22.jsonl"
@@ -231,7 +228,7 @@ def test_a_line_appended_while_its_file_is_compressed_is_kept(
 
 
 def test_only_one_process_does_housekeeping_at_a_time(
-    make_housekeeping: Callable[..., Housekeeping], data_dir: Path
+    make_housekeeping: Make, data_dir: Path
 ) -> None:
     content = write_days(data_dir, 3)
     with durable.claimed(data_dir):
@@ -261,7 +258,7 @@ def test_housekeeping_runs_at_start_and_when_a_day_ends(
 
 
 def test_200_days_pass_and_every_line_that_should_be_there_is_there_once(
-    make_housekeeping: Callable[..., Housekeeping], data_dir: Path
+    make_housekeeping: Make, data_dir: Path
 ) -> None:
     keeping = make_housekeeping(compress_after_days=7, retention_days=90)
     appender = Appender(data_dir)
@@ -310,7 +307,7 @@ def test_200_days_pass_and_every_line_that_should_be_there_is_there_once(
 )
 @pytest.mark.parametrize("kind", ["events", "refused"])
 def test_nothing_older_than_a_gap_of_more_than_a_year_is_deleted(
-    make_housekeeping: Callable[..., Housekeeping],
+    make_housekeeping: Make,
     data_dir: Path,
     caplog: pytest.LogCaptureFixture,
     kind: str,
@@ -331,9 +328,7 @@ def test_nothing_older_than_a_gap_of_more_than_a_year_is_deleted(
 
 
 def test_the_warning_about_the_clock_comes_once_a_day_from_all_workers(
-    make_housekeeping: Callable[..., Housekeeping],
-    data_dir: Path,
-    caplog: pytest.LogCaptureFixture,
+    make_housekeeping: Make, data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_days(data_dir, 1, until=TODAY - timedelta(days=800))
     workers = [make_housekeeping(retention_days=90) for _ in range(2)]
@@ -344,9 +339,7 @@ def test_the_warning_about_the_clock_comes_once_a_day_from_all_workers(
     assert caplog.text.count("the clock may be wrong") == 2
 
 
-def test_keys_of_days_not_around_today_are_deleted(
-    make_housekeeping: Callable[..., Housekeeping], data_dir: Path
-) -> None:
+def test_keys_of_days_not_around_today_are_deleted(make_housekeeping: Make, data_dir: Path) -> None:
     data_dir.mkdir()
     days = {age: TODAY - timedelta(days=age) for age in (-400, -2, -1, 0, 1, 2, 3, 400)}
     for day in days.values():
@@ -384,7 +377,7 @@ def make_immutable(path: Path) -> None:
 )
 @pytest.mark.parametrize("retention_days", [0, 10])
 def test_a_failure_with_one_file_does_not_affect_the_others(
-    make_housekeeping: Callable[..., Housekeeping],
+    make_housekeeping: Make,
     data_dir: Path,
     caplog: pytest.LogCaptureFixture,
     name: str,
@@ -413,10 +406,7 @@ def test_a_failure_with_one_file_does_not_affect_the_others(
 
 @pytest.mark.parametrize("archived", [gzip.compress(line(99))[:-4], b"no archive"])
 def test_a_damaged_archive_is_left_beside_its_plain_file(
-    make_housekeeping: Callable[..., Housekeeping],
-    data_dir: Path,
-    caplog: pytest.LogCaptureFixture,
-    archived: bytes,
+    make_housekeeping: Make, data_dir: Path, caplog: pytest.LogCaptureFixture, archived: bytes
 ) -> None:
     content = write_days(data_dir, 3)
     plain = data_dir / "events-2026-11-21.jsonl"
@@ -455,12 +445,7 @@ A, B, C, D = line(1), line(2), line(3), line(4)
 )
 @pytest.mark.parametrize("age_days", [0, 1])
 def test_of_a_plain_file_and_an_archive_the_one_that_holds_no_more_goes(
-    make_housekeeping: Callable[..., Housekeeping],
-    data_dir: Path,
-    plain: bytes,
-    archived: bytes,
-    left: str,
-    age_days: int,
+    make_housekeeping: Make, data_dir: Path, plain: bytes, archived: bytes, left: str, age_days: int
 ) -> None:
     data_dir.mkdir()
     path = data_dir / f"events-{TODAY - timedelta(days=age_days)}.jsonl"
@@ -510,7 +495,7 @@ def test_another_users_file_is_compressed_if_it_can_be_read(data_dir: Path, tmp_
 
 
 def test_files_and_keys_are_deleted_where_no_file_can_be_created(
-    make_housekeeping: Callable[..., Housekeeping], data_dir: Path, disk: FailingOs
+    make_housekeeping: Make, data_dir: Path, disk: FailingOs
 ) -> None:
     """As on a file system without a free inode."""
     write_days(data_dir, 12)
@@ -556,7 +541,7 @@ def test_deletion_makes_room_for_compression_on_a_file_system_without_a_free_ino
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_after_a_full_disk_it_tries_again_the_same_day(
-    make_housekeeping: Callable[..., Housekeeping],
+    make_housekeeping: Make,
     data_dir: Path,
     disk: FailingOs,
     monkeypatch: pytest.MonkeyPatch,
@@ -579,7 +564,7 @@ def test_after_a_full_disk_it_tries_again_the_same_day(
 
 @pytest.mark.parametrize(("free_share", "is_compressed"), [(0.2, False), (0.3, True)])
 def test_below_the_room_that_events_need_compression_makes_room_if_it_fits(
-    make_housekeeping: Callable[..., Housekeeping],
+    make_housekeeping: Make,
     data_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
     free_share: float,

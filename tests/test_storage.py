@@ -27,6 +27,8 @@ from files.records import encode
 from server import ROOT
 from storage import Appender, NotStored, Store
 
+MakeStore = Callable[..., Store]
+
 BATCH = line(1) + line(2) + line(3)
 
 
@@ -51,7 +53,7 @@ def make_store(data_dir: Path) -> Iterator[Callable[..., Store]]:
 
 
 @pytest.fixture
-def store(make_store: Callable[..., Store]) -> Store:
+def store(make_store: MakeStore) -> Store:
     return make_store()
 
 
@@ -296,7 +298,7 @@ def test_no_descriptor_is_lost_when_the_disk_fails(disk: FailingOs, data_dir: Pa
 
 
 def test_below_the_minimum_of_free_space_nothing_is_written(
-    store: Store, make_store: Callable[..., Store], data_dir: Path
+    store: Store, make_store: MakeStore, data_dir: Path
 ) -> None:
     append(store, EVENT)
     full = make_store(min_free_bytes=int(durable.free_bytes(data_dir)) * 2)
@@ -387,7 +389,7 @@ def test_processes_append_whole_lines(data_dir: Path) -> None:
 
 @pytest.fixture
 def stall(
-    disk: FailingOs, monkeypatch: pytest.MonkeyPatch, make_store: Callable[..., Store]
+    disk: FailingOs, monkeypatch: pytest.MonkeyPatch, make_store: MakeStore
 ) -> Iterator[Stall]:
     """A disk that hangs, and little patience with it."""
     monkeypatch.setattr(storage, "MAX_WAIT_SECONDS", 0.2)
@@ -455,7 +457,7 @@ def test_an_error_is_logged_when_it_begins_and_when_it_ends(
 
 
 def test_health_shows_the_last_error_and_recovers_without_an_event(
-    disk: FailingOs, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+    disk: FailingOs, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the wall clock does meanwhile."""
     now = [NOON]
@@ -515,9 +517,10 @@ def test_health_is_bad_if_the_directory_cannot_be_looked_up(
     assert store.health()["ok"] is False
 
 
-def test_refusals_are_written_up_to_a_size(
-    store: Store, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+def test_refusals_are_written_up_to_a_size_and_not_synced(
+    disk: FailingOs, store: Store, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    data_dir.mkdir()
     length = len(encode(EVENT)) + 1
     monkeypatch.setattr(storage, "MAX_REFUSED_BYTES", 3 * length)
     for _ in range(5):
@@ -525,15 +528,7 @@ def test_refusals_are_written_up_to_a_size(
     store.close()
 
     assert (data_dir / f"refused-{DAY}.jsonl").stat().st_size == 3 * length
-
-
-def test_refusals_are_not_synced(disk: FailingOs, store: Store, data_dir: Path) -> None:
-    data_dir.mkdir()
-    store.record_refusal(EVENT)
-    store.close()
-
     assert "fsync" not in [name for name, _ in disk.calls]
-    assert (data_dir / f"refused-{DAY}.jsonl").exists()
 
 
 def test_events_queued_together_share_one_write_and_one_sync(
@@ -558,7 +553,7 @@ def test_events_queued_together_share_one_write_and_one_sync(
 
 
 def test_during_a_stall_the_first_event_fails_in_time_and_later_ones_at_once(
-    stall: Stall, store: Store, make_store: Callable[..., Store], data_dir: Path
+    stall: Stall, store: Store, make_store: MakeStore, data_dir: Path
 ) -> None:
     with pytest.raises(NotStored, match="did not respond in time"):
         append(store, EVENT)
@@ -758,7 +753,7 @@ def test_a_key_that_is_not_32_bytes_is_replaced(
 
 
 def test_all_workers_share_the_days_key_and_the_next_day_has_another(
-    make_store: Callable[..., Store], data_dir: Path
+    make_store: MakeStore, data_dir: Path
 ) -> None:
     tomorrow = "2026-11-24T00:00:00.000Z"
     for store in (make_store(), make_store()):
@@ -820,7 +815,7 @@ def test_only_the_records_own_address_is_filled_in(store: Store, data_dir: Path)
     ],
 )
 def test_health_is_bad_if_an_event_would_not_be_stored(
-    make_store: Callable[..., Store], data_dir: Path, spoil: Callable[[Path], object]
+    make_store: MakeStore, data_dir: Path, spoil: Callable[[Path], object]
 ) -> None:
     spoil(data_dir)
     store = make_store(clock=lambda: NOON)
@@ -844,7 +839,7 @@ def test_health_rehearses_an_event_before_the_first_one_fails(
 
 
 def test_health_without_a_free_inode_depends_on_todays_file(
-    disk: FailingOs, make_store: Callable[..., Store], data_dir: Path
+    disk: FailingOs, make_store: MakeStore, data_dir: Path
 ) -> None:
     def fault(at: int, name: str, arguments: Any) -> None:
         if name == "open" and arguments[1] & os.O_TMPFILE == os.O_TMPFILE:
@@ -944,7 +939,7 @@ def test_a_batch_with_and_without_addresses_has_valid_lines_only(
 
 
 def test_a_key_that_was_destroyed_is_used_by_no_worker_any_more(
-    make_store: Callable[..., Store], data_dir: Path
+    make_store: MakeStore, data_dir: Path
 ) -> None:
     stores = [make_store(), make_store()]
     for _ in range(2):

@@ -63,15 +63,14 @@ class FailingOs:
         return call
 
     def fail_at(self, index: int, code: int) -> None:
-        def fault(at: int, name: str, arguments: Any) -> None:
-            if at == index:
-                raise OSError(code, os.strerror(code))
-
-        self.calls, self.fault = [], fault
+        self.fail_if(lambda at, name: at == index, code)
 
     def fail(self, failing: str, code: int = errno.EIO) -> None:
+        self.fail_if(lambda at, name: name in failing.split(), code)
+
+    def fail_if(self, is_failing: Callable[[int, str], bool], code: int) -> None:
         def fault(at: int, name: str, arguments: Any) -> None:
-            if name in failing.split():
+            if is_failing(at, name):
                 raise OSError(code, os.strerror(code))
 
         self.calls, self.fault = [], fault
