@@ -67,6 +67,7 @@ def test_the_first_sentence_compares_deployed_hosts(hosts: Any, said: str) -> No
         ({"5.1.0": 30, "5.0.1": 30}, "100% of them run 5.0 NEWER."),
         ({"5.0.1": 12, "4.9.0": 3}, "12 of them run 5.0 NEWER; 3 hosts ARE 4.x."),
         ({"5.0.1": 1, "4.9.0": 1}, "1 of them runs 5.0 NEWER; 1 host is still on 4.x."),
+        ({"5.0.1": 1, None: 1}, "1 of them runs 5.0 NEWER; 1 host is still on another version."),
         ({"5.0.1": 1}, "It runs 5.0 NEWER."),
         ({"5.0.0-rc.1": 10, "4.9.0": 90}, "100% of them run 4.0 NEWER."),
         ({"5.0.0": 90, "5.0.0-b": 10}, "90% of them run 5.0 NEWER; 10 hosts (10%) ARE 5.x-pre."),

@@ -122,7 +122,7 @@ def newest_major(report: Report, audience: Audience) -> tuple[str, str] | None:
     if rest:
         older = [name for name in named if not is_not_older(name, newest)]
         if len(older) > 2 or sum(named[name] for name in older) < rest:
-            older = [*older[:2], "other versions"]
+            older = [*older[:2], "another version" if rest == 1 else "other versions"]
         said += f"; {plural(rest, 'host')}{in_brackets(share(rest, total))}"
         said += f" {'is' if rest == 1 else 'are'} still on {' or '.join(older)}"
     return share(on_newest, total) or number(on_newest), f"{said}."
