@@ -24,9 +24,9 @@ Units = dict[str, dict[str, set[bytes]]]  # by source and unit
 Seen = dict[bytes, bytes]  # each unit with its payload
 Row = tuple[str, Found]  # of a list, by its name
 
-PROJECT = {source: keys.index("projectId") for source, keys in PAYLOAD_KEYS.items()}
-VERSION = PAYLOAD_KEYS["core"].index("version")
-COMMAND = PAYLOAD_KEYS["cli"].index("command")
+PROJECT_AT = {source: keys.index("projectId") for source, keys in PAYLOAD_KEYS.items()}
+VERSION_AT = PAYLOAD_KEYS["core"].index("version")
+COMMAND_AT = PAYLOAD_KEYS["cli"].index("command")
 AGENT_LISTS = [one for one in LISTS if one.unit == "addresses"]
 # The places of the keys in payloads that the other lists are read from.
 LISTED = {
@@ -59,7 +59,7 @@ class Sent:
     def __init__(self, source: str, payloads: Iterable[bytes], times: Iterable[int]) -> None:
         self.payloads, self.times = list(payloads), list(times)
         self.values: list[Values] = cut(source, self.payloads)
-        self.projects = [values[PROJECT[source]] for values in self.values]
+        self.projects = [values[PROJECT_AT[source]] for values in self.values]
 
     def with_project(self) -> int:
         return sum(compress(self.times, map(NULL.__ne__, self.projects)))
@@ -142,7 +142,7 @@ class Week:
         are_in_development = list(map(is_in_development, hosts))
         self.projects_in_development.update(compress(core.projects, are_in_development))
         self.projects_elsewhere.update(compress(core.projects, map(not_, are_in_development)))
-        commands = [values[COMMAND] for values in cli.values]
+        commands = [values[COMMAND_AT] for values in cli.values]
         self.commands_run.update(zip(commands, cli.projects, strict=True))
         fresh = {*cli.projects} - {NULL} - self.projects_seen.keys()
         self.projects_seen |= last_seen(cli.projects, cli, fresh)
@@ -154,7 +154,7 @@ class Week:
             for source, kinds in self.units.items()
         }
         seen = cut("core", list(self.hosts_seen.values()))
-        self.versions_seen.update(values[VERSION] for values in seen)
+        self.versions_seen.update(values[VERSION_AT] for values in seen)
         if self.number < WINDOW_WEEKS:
             for source, kinds in self.units.items():
                 for unit, members in kinds.items():

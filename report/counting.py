@@ -277,14 +277,14 @@ def integer_or_null(value: Any) -> int | None:
     raise ValueError("want an integer or null")
 
 
-def providers(value: Any) -> dict[str, bool]:
+def checked_providers(value: Any) -> dict[str, bool]:
     value = {} if value is None else value
     if isinstance(value, dict) and all(type(flag) is bool for flag in value.values()):
         return {name: value.get(name, False) for name in PROVIDERS}
     raise ValueError("want an object of booleans")
 
 
-def packages(value: Any) -> list[dict[str, str | None]]:
+def checked_packages(value: Any) -> list[dict[str, str | None]]:
     value = [] if value is None else value
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
         return [checked(("name", "version"), item) for item in value]
@@ -292,9 +292,9 @@ def packages(value: Any) -> list[dict[str, str | None]]:
 
 
 CHECKS: dict[str, Callable[[Any], Any]] = {
-    "providers": providers,
+    "providers": checked_providers,
     "resourceCount": integer_or_null,
-    "packages": packages,
+    "packages": checked_packages,
 }
 
 

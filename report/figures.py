@@ -80,9 +80,9 @@ def make_report(
         "masked": are_masked(counted.listed_days),
         "files": {str(length): files_of_windows(counted, length) for length in WINDOWS},
         "projects_in_development_only": projects_in_development_only(counted),
-        "active": active(counted),
+        "active": windows_by_unit(counted),
         "weeks": [figures_of_week(counted, number) for number in period.whole_weeks],
-        "adoption": [adoption(counted, number) for number in period.whole_weeks],
+        "adoption": [adoption_of_week(counted, number) for number in period.whole_weeks],
         "days": [figures_of_day(counted, day) for day in period.days],
         **{source: lists_of(counted, source) for source in UNITS},
     }
@@ -156,7 +156,7 @@ def files_of_windows(counted: Counted, length: int) -> dict[str, int]:
     }
 
 
-def active(counted: Counted) -> dict[str, Any]:
+def windows_by_unit(counted: Counted) -> dict[str, Any]:
     return {
         source: {
             unit: {str(length): window(counted, source, unit, length) for length in WINDOWS}
@@ -226,7 +226,7 @@ def no_figures() -> dict[str, dict[str, None]]:
     return {source: dict.fromkeys(("events", *units)) for source, units in UNITS.items()}
 
 
-def adoption(counted: Counted, number: int) -> dict[str, Any]:
+def adoption_of_week(counted: Counted, number: int) -> dict[str, Any]:
     days = counted.period.days_of_week(number)
     row = {"since": str(days[0]), "until": str(days[-1])}
     if not counted.files_of(days):

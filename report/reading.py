@@ -93,7 +93,9 @@ def open_file(path: Path) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def opened(plain: Path, listed: set[Path], problems: list[str]) -> Iterator[dict[Path, BinaryIO]]:
+def opened_pair(
+    plain: Path, listed: set[Path], problems: list[str]
+) -> Iterator[dict[Path, BinaryIO]]:
     """Open a day's plain file and its archive, as far as they are there."""
     with contextlib.ExitStack() as stack:
         files = {}
@@ -234,7 +236,7 @@ def read_files(plain: Path, files: list[DayFile], tally: Tally, problems: list[s
     tally.directory = plain.parent
     listed = {file.path for file in files}
     files_read = 0
-    with opened(plain, listed, problems) as found:
+    with opened_pair(plain, listed, problems) as found:
         for path in chosen(found, listed, problems):
             try:
                 for block in blocks_of(path, found[path]):
