@@ -29,7 +29,7 @@ from files.records import encode, make_record, timestamp, utc_now
 from forget import forget_command
 from parsing import Rejected
 from report import report_command
-from responses import MAX_BODY_BYTES, RETRY_LATER, Prepared, prepare, problem
+from responses import INTERNAL_ERROR, MAX_BODY_BYTES, RETRY_LATER, Prepared, prepare, problem
 from settings import VERSION, Settings, read_settings
 from storage import Batch, NotStored, Store
 
@@ -39,7 +39,6 @@ PREFLIGHT_MAX_AGE_SECONDS = 24 * 60 * 60
 PIXEL = bytes.fromhex(
     "47494638396101000100800000000000ffffff21f90401000000002c00000000010001000002024401003b"
 )
-
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +102,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], datetime] =
     app.url_map.merge_slashes = False  # it would redirect, and a redirected POST becomes a GET
     app.register_blueprint(bp)
     app.register_error_handler(Rejected, reject)
-    app.register_error_handler(NotStored, retry_later)
+    app.register_error_handler(NotStored, lambda _: respond(RETRY_LATER))
     app.register_error_handler(HTTPException, explain)
     app.cli.add_command(report_command)
     app.cli.add_command(forget_command)
@@ -238,8 +237,6 @@ def collect(source: str, payload: dict[str, Any], stored: Prepared) -> Response:
 def has_opted_out() -> bool:
     """Tell whether Global Privacy Control (w3c.github.io/gpc) or Do Not Track is on."""
     environ = request.environ
-    if not ("HTTP_SEC_GPC" in environ or "HTTP_DNT" in environ):
-        return False
     sent = f"{environ.get('HTTP_SEC_GPC', '')},{environ.get('HTTP_DNT', '')}"
     is_opt_out = "1" in [value.strip() for value in sent.split(",")]
     return is_opt_out and collector().settings.honor_opt_out
@@ -314,7 +311,7 @@ def page() -> Response:
 DETAILS = {
     404: "There is no such route.",
     405: "The route does not support this method.",
-    500: "Internal error; the server's log has the reason.",
+    500: INTERNAL_ERROR,
 }
 
 
@@ -324,12 +321,8 @@ def reject(exc: Rejected) -> Response:
     return respond(problem(exc.status, exc.detail, exc.field))
 
 
-def retry_later(_: NotStored) -> Response:
-    return respond(RETRY_LATER)
-
-
 def explain(exc: HTTPException) -> Response:
-    """Turn Flask's own error responses (404, 405, 500) into problem documents."""
+    """Turn Flask's own error responses into problem documents."""
     status = exc.code or 500
     allowed = getattr(exc, "valid_methods", None)
     more = (("Allow", ", ".join(sorted(allowed))),) if allowed else ()

@@ -7,6 +7,7 @@ from files.records import encode
 
 MAX_BODY_BYTES = 64 * 1024
 RETRY_AFTER_SECONDS = 30
+INTERNAL_ERROR = "Internal error; the server's log has the reason."
 
 # Headers of every response.
 COMMON_HEADERS = (

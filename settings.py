@@ -75,32 +75,24 @@ def whole_number(value: str, low: int = 0, high: int = 10**9 - 1) -> int:
     return int(value)
 
 
-def variable(default: str, parser: Callable[[str], Any], about: str) -> dict[str, Any]:
-    return {"default": default, "parser": parser, "about": about}
+def variable(default: str, parser: Callable[[str], Any]) -> Any:
+    return field(metadata={"default": default, "parser": parser})
 
 
 @dataclass(frozen=True)
 class Settings:
     """The variables with the prefix TELEMETRY_, each a field of the same name in lower case."""
 
-    data_dir: Path = field(metadata=variable("data", directory, "where the files live"))
-    framework: str = field(metadata=variable("Refine", words, "whose telemetry this is"))
-    opt_out: str = field(metadata=variable("", words, "how that framework's users opt out"))
-    contact: str = field(metadata=variable("", words, "who runs this: an address or words"))
-    trusted_proxies: Proxies = field(
-        metadata=variable("", proxies, "whose X-Forwarded-For is believed")
-    )
-    ip: str = field(metadata=variable("full", address_mode, "what is stored of an address"))
-    honor_opt_out: bool = field(metadata=variable("true", switch, "honour Sec-GPC and DNT"))
-    compress_after_days: int = field(
-        metadata=variable("7", whole_number, "gzip a day's file at this age; 0 never")
-    )
-    retention_days: int = field(
-        metadata=variable("0", whole_number, "delete a day's file at this age; 0 never")
-    )
-    min_free_mb: int = field(
-        metadata=variable("64", whole_number, "free disk below which events get a 503")
-    )
+    data_dir: Path = variable("data", directory)  # where the files live
+    framework: str = variable("Refine", words)  # whose telemetry this is
+    opt_out: str = variable("", words)  # how that framework's users opt out
+    contact: str = variable("", words)  # who runs this: an address or words
+    trusted_proxies: Proxies = variable("", proxies)  # whose X-Forwarded-For is believed
+    ip: str = variable("full", address_mode)  # what is stored of an address
+    honor_opt_out: bool = variable("true", switch)  # honour Sec-GPC and DNT
+    compress_after_days: int = variable("7", whole_number)  # gzip a day's file at this age; 0 never
+    retention_days: int = variable("0", whole_number)  # delete a day's file at this age; 0 never
+    min_free_mb: int = variable("64", whole_number)  # free disk below which events get a 503
 
 
 NAMES = {f"{PREFIX}{one.name.upper()}": one for one in fields(Settings)}

@@ -87,9 +87,8 @@ def server(serve: Callable[..., Server]) -> Server:
 
 @pytest.fixture(scope="module")
 def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("server") / "data")
-    yield running
-    running.kill()
+    with Server(tmp_path_factory.mktemp("server") / "data") as running:
+        yield running
 
 
 @pytest.fixture

@@ -367,10 +367,7 @@ def test_a_client_that_never_reads_what_it_has_asked_for_is_dropped(server: Serv
 
 def test_more_connections_than_descriptors_do_not_stop_the_worker(data_dir: Path) -> None:
     """With 128 descriptors, 64 connections are accepted and the rest wait in the kernel."""
-    server = Server(data_dir, launcher=["prlimit", "--nofile=128:128"])
-    try:
+    with Server(data_dir, launcher=["prlimit", "--nofile=128:128"]) as server:
         with server.connections(100, b"P"), server.connections(100):
             pass
         assert server.send_cli().status == 204
-    finally:
-        server.kill()

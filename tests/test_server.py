@@ -122,14 +122,11 @@ def test_a_signal_that_a_worker_gets_before_its_handlers_stops_it(
     """Lost, it would let the worker live until the graceful timeout and then be killed."""
     once = tmp_path / "once"
     once.touch()
-    environ = {"STOP_ONCE": str(once)}
-    server = Server(data_dir, "--pythonpath=tests/support", "stopped_at_fork:app", environ=environ)
-    try:
+    arguments = ["--pythonpath=tests/support", "stopped_at_fork:app"]
+    with Server(data_dir, *arguments, environ={"STOP_ONCE": str(once)}) as server:
         wait_until(lambda: sum("Booting worker" in line for line in server.log) == 2)
         assert server.send_cli().status == 204
         assert server.stop() == 0
-    finally:
-        server.kill()
 
     exits = [line for line in server.log if "Worker exiting" in line]
     assert len(exits) == 2

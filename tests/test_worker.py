@@ -47,10 +47,10 @@ def core(number: int) -> str:
     return b64encode(json.dumps(CORE | {"projectId": str(number)}).encode()).decode()
 
 
-def in_chunks(size: int, number: int = 0) -> bytes:
-    """Return an event's body in chunks of that size, with extensions and trailers."""
+def in_chunks(number: int) -> bytes:
+    """Return an event's body in small chunks, with extensions and trailers."""
     body = json.dumps(CLI | {"projectId": str(number)}).encode()
-    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    parts = [body[at : at + 9] for at in range(0, len(body), 9)]
     chunks = [b"%x;a=b\r\n%b\r\n" % (len(part), part) for part in parts]
     return b"".join(chunks) + b"0\r\nX: y\r\nDNT: 1\r\n\r\n"
 
@@ -74,7 +74,7 @@ def booted(server: Server) -> list[int]:
 
 KINDS: dict[str, tuple[Callable[[int], bytes], int]] = {
     "event": (cli_event, 204),
-    "chunked event": (lambda number: request("POST", "/cli", [CHUNKED], in_chunks(9, number)), 204),
+    "chunked event": (lambda number: request("POST", "/cli", [CHUNKED], in_chunks(number)), 204),
     "image": (lambda number: request("GET", f"/telemetry?payload={core(number)}"), 200),
     "upgrade": (lambda number: cli_event(number, *UPGRADE), 204),
     "invalid": (lambda number: request("POST", "/cli", body=b"{}"), 400),
@@ -290,29 +290,24 @@ def test_a_socket_passed_by_systemd_is_served(data_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     launcher = [sys.executable, "-c", INHERIT, str(port)]
-    server = Server(data_dir, launcher=launcher)
-    try:
+    with Server(data_dir, launcher=launcher) as server:
         assert server.port == port
         assert server.send_cli().status == 204
         assert server.stop() == 0
-    finally:
-        server.kill()
 
 
 def test_with_port_both_families_are_served(data_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    server = Server(data_dir, environ={"PORT": str(port)}, command=[sys.executable, "serve.py"])
     hosts = ["127.0.0.1"]
     if socket.has_ipv6 and Path("/proc/net/if_inet6").read_text():
         hosts.append("::1")
-    try:
+    command, environ = [sys.executable, "serve.py"], {"PORT": str(port)}
+    with Server(data_dir, command=command, environ=environ) as server:
         for host in hosts:
             with socket.create_connection((host, port), PATIENCE_SECONDS) as sock:
                 sock.sendall(cli_event(1, CLOSE))
                 assert read_answer(sock).status == 204
-    finally:
-        server.kill()
 
     assert [one["ip"] for one in server.events()] == hosts
 
@@ -417,8 +412,7 @@ def test_a_worker_that_cannot_start_threads_recovers_when_it_can(
 def test_an_error_of_a_system_call_costs_one_connection_at_most(data_dir: Path, fault: str) -> None:
     tracer = [program("strace"), "-f", "-qq", "-o", "/dev/null"]
     filters = ["-e", f"trace={fault.partition(':')[0]}", "-e", f"inject={fault}"]
-    server = Server(data_dir, launcher=[*tracer, *filters])
-    try:
+    with Server(data_dir, launcher=[*tracer, *filters]) as server:
         with Load(server, clients=4) as load:
             load.wait_for(204, 20)
         assert load.projects() <= {one["payload"]["projectId"] for one in server.events()}
@@ -426,8 +420,6 @@ def test_an_error_of_a_system_call_costs_one_connection_at_most(data_dir: Path, 
             with contextlib.suppress(OSError):  # that one was reset
                 assert server.send("POST", "/cli", [CLOSE], b" " * 2**17).status in (413, 503, 0)
         assert sum("Booting worker" in line for line in server.log) == 1
-    finally:
-        server.kill()
 
 
 def test_an_error_in_the_loop_ends_one_connection_and_not_the_worker(
@@ -453,14 +445,11 @@ def test_a_worker_has_at_most_three_threads(server: Server) -> None:
 
 def test_nothing_is_imported_by_a_request(data_dir: Path) -> None:
     """A worker may run as a user who cannot read the Python installation."""
-    server = Server(data_dir, launcher=["env", "PYTHONPROFILEIMPORTTIME=1"])
-    try:
+    with Server(data_dir, launcher=["env", "PYTHONPROFILEIMPORTTIME=1"]) as server:
         wait_until(lambda: any("Booting worker" in line for line in server.log))
         for answer in every_kind_of_answer(server):
             assert answer.status < 500
         server.stop()
-    finally:
-        server.kill()
     booted = next(n for n, line in enumerate(server.log) if "Booting worker" in line)
 
     assert [line for line in server.log[booted:] if "import time" in line] == []
@@ -495,12 +484,9 @@ def test_what_is_missing_is_done_without(
     data_dir: Path, tmp_path: Path, code: str, worker: str
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(code)
-    server = Server(data_dir, launcher=["env", f"PYTHONPATH={tmp_path}"])
-    try:
+    with Server(data_dir, launcher=["env", f"PYTHONPATH={tmp_path}"]) as server:
         check_other_server(server)
         server.stop()
-    finally:
-        server.kill()
     assert any(f"Using worker: {worker}" in line for line in server.log)
     assert sum("for trying" in line for line in server.log) == (worker == "gthread")
 
@@ -530,8 +516,5 @@ def test_the_application_runs_under_gunicorns_own_workers(
 
 def test_the_application_runs_under_waitress(data_dir: Path) -> None:
     command = f"{sys.executable} -m waitress --listen=127.0.0.1:0 --call app:create_app"
-    server = Server(data_dir, command=command.split())
-    try:
+    with Server(data_dir, command=command.split()) as server:
         check_other_server(server)
-    finally:
-        server.kill()

@@ -14,7 +14,7 @@ from gunicorn.config import Config
 from gunicorn.http.wsgi import base_environ
 from gunicorn.workers.base import Worker
 
-from responses import RETRY_LATER, problem
+from responses import INTERNAL_ERROR, RETRY_LATER, problem
 from worker.connection import RECEIVE_SECONDS, RECV_BYTES, Connection
 from worker.exchange import INCOMPLETE, Environ, Exchange, response_bytes
 
@@ -32,7 +32,7 @@ MAX_WAIT_SECONDS = 2.8
 SLOW_ROUND_SECONDS = 0.3
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-FAILED = problem(500, "Internal error; the server's log has the reason.")
+FAILED = problem(500, INTERNAL_ERROR)
 
 # gunicorn's settings that have no meaning here, by what to do instead.
 UNSUPPORTED = {
@@ -77,11 +77,11 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         self.round_bytes = self.unchecked_bytes = 0
         self.round_seconds = self.next_tick = 0.0
         self.has_left_some = False
-        self.waiting_since = time.monotonic()  # nothing that is unread now came earlier
+        self.waiting_since = time.monotonic()  # what is still unread arrived later
         self.epoll = epoll()
         self.listeners = {one.fileno(): one.sock for one in self.sockets}
         self.environs = {fd: listener_environ(one, self.cfg) for fd, one in self.listeners.items()}
-        self.watched: set[int] = set()  # of the listeners, and the pipe that signals write to
+        self.watched: set[int] = set()  # listeners, and the pipe that signals write to
         for listener in self.listeners.values():
             defer_accept(listener)
         while self.listeners or any(one.delays_shutdown for one in self.connections.values()):
