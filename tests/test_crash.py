@@ -26,11 +26,13 @@ import pytest
 
 from server import (
     CLI,
+    CLOSE,
     PATIENCE_SECONDS,
     Answer,
     Load,
     Server,
     children,
+    cli_event,
     give_up,
     read_answer,
     request,
@@ -389,34 +391,26 @@ def test_a_frozen_disk_delays_none_of_forty_simultaneous_requests_beyond_three_s
     """Including those that arrive while the worker's loop waits for the disk."""
     server = start(workers=1, MIN_FREE_MB="0")
     assert server.send_cli().status == 204
-    content = request("POST", "/cli", body=json.dumps(CLI).encode())
-    with ext4.frozen(), ThreadPoolExecutor() as pool:
-        connections = [server.connect() for _ in range(40)]
+    with ext4.frozen(), ThreadPoolExecutor() as pool, server.connections(40) as connections:
         began = time.monotonic()
         for sock in connections:
-            sock.sendall(content)
+            sock.sendall(cli_event())
         late = [pool.submit(in_time, server.send_cli) for _ in range(4)]
         answers = [read_answer(sock) for sock in connections]
         assert time.monotonic() - began <= ANSWERED_WITHIN_SECONDS + NOISE_SECONDS
         for answer in [*answers, *(future.result() for future in late)]:
             assert_not_stored(answer)
-        for sock in connections:
-            sock.close()
     wait_until(lambda: server.send_cli().status == 204)
 
 
 def answers_to_many_at_once(server: Server, clients: int) -> tuple[list[int], float]:
     """Send that many events at once; return their statuses and the seconds that it took."""
-    content = request("POST", "/cli", [("Connection", "close")], json.dumps(CLI).encode())
-    connections = [server.connect() for _ in range(clients)]
-    began = time.monotonic()
-    for connection in connections:
-        connection.sendall(content)
-    statuses = [read_answer(connection).status for connection in connections]
-    seconds = time.monotonic() - began
-    for connection in connections:
-        connection.close()
-    return statuses, seconds
+    with server.connections(clients) as connections:
+        began = time.monotonic()
+        for connection in connections:
+            connection.sendall(cli_event(0, CLOSE))
+        statuses = [read_answer(connection).status for connection in connections]
+        return statuses, time.monotonic() - began
 
 
 @pytest.mark.parametrize("ip", ["full", "hashed"])

@@ -49,7 +49,7 @@ def test_appending_cuts_off_a_torn_line_and_keeps_every_complete_one(
         pytest.param(b"[]", id="no object"),
     ],
 )
-def test_what_a_power_cut_leaves_is_cut_off(
+def test_a_tail_that_is_no_complete_record_is_cut_off(
     data_dir: Path, caplog: pytest.LogCaptureFixture, tail: bytes
 ) -> None:
     data_dir.mkdir()
