@@ -138,6 +138,7 @@ def test_the_page_does_not_name_a_bot_of_less_than_three_events() -> None:
     [
         ({}, "No file of 2026-11-20 (day hatched, week dashed)."),
         ({"weeks": []}, "No file of 2026-11-20."),
+        ({"since": "2026-11-21"}, "No file of 2026-11-20."),
         (EMPTY, "No file of 2026-11-20."),
     ],
 )

@@ -211,9 +211,10 @@ def period(report: Report, audience: Audience) -> str:
     days = f"UTC days, {report['until']} is not over" if report["unfinished"] else "Whole UTC days"
     said = [f"{days}; weeks from {report['weeks'][0]['since']}." if report["weeks"] else f"{days}."]
     if missing := [date.fromisoformat(day) for day in report["missing_days"]]:
-        is_drawn = audience is Audience.PAGE and report["weeks"] and sources_of(report)
-        drawn = " (day hatched, week dashed)" if is_drawn else ""
-        said.append(f"No file of {day_runs(missing)}{drawn}.")
+        in_weeks = report["weeks"] and report["missing_days"][-1] >= report["since"]
+        is_drawn = audience is Audience.PAGE and in_weeks and sources_of(report)
+        how = " (day hatched, week dashed)" if is_drawn else ""
+        said.append(f"No file of {day_runs(missing)}{how}.")
     if report["automated"]["events"]:
         said.append(left_out(report, audience))
     if excluded := report["excluded"]["events"]:
