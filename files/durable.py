@@ -113,9 +113,10 @@ def open_regular(path: Path, flags: int, mode: int = FILE_MODE) -> int:
 
 
 def wait_for_syncs(fd: int) -> None:
-    """Wait until all lines in the file have been synced or undone; the caller holds the lock.
+    """Wait until no line in the file is being synced; the caller holds the lock.
 
-    For whoever replaces or deletes the file: writers sync without the lock.
+    For whoever replaces or deletes the file: writers sync without the lock.  A writer whose
+    sync failed has yet to undo its lines, and cannot undo them in a copy.
     """
     fcntl.flock(fd, fcntl.LOCK_EX)
 
