@@ -290,7 +290,7 @@ def test_each_bar_is_as_high_as_its_number_or_says_why_there_is_none(
     for source in sources(report):
         for unit in report["active"][source]:
             if report["weeks"]:
-                name = TITLES.get(unit, unit)
+                name = TITLES.get(unit, unit).removeprefix("of them ")
                 title = f"{NAMES[source]}, {name} each week"
                 if title not in strips:  # they are networks
                     title = title.replace("addresses", "networks")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from files.records import plural
 from report.figures import MIN_FILES
+from report.lists import UNITS
 from report.people.bars import Report, Strip, Time, days_of, strip, weeks_of
 from report.people.listing import Listing, listings
 from report.people.versions import Adoption, Audience, adoption, newest_major
@@ -23,12 +24,6 @@ from report.people.words import (
 
 SOURCES = {"core": "Apps", "cli": "Command line"}
 FROM = {"core": "apps", "cli": "the command line"}
-TITLES = {
-    "hosts": "deployed hosts",
-    "projects": "projects",
-    "addresses": "addresses",
-    "development_addresses": "of them in development",
-}
 TURNOVER = {"gone": "only before", "stayed": "both", "new": "only now"}
 MARK = "*"
 MAX_DAYS = 366  # of the strip
@@ -281,7 +276,7 @@ def about_weeks(report: Report, weeks: list[Time]) -> str:
 def unit_of(report: Report, source: str, unit: str, weeks: list[Time]) -> Unit:
     windows = report["active"][source][unit]
     is_networks = report["masked"] and unit == "addresses"
-    title = "networks" if is_networks else TITLES[unit]
+    title = "networks" if is_networks else UNITS[source][unit]
     counts = [week[source][unit] for week in report["weeks"]]
     parts = [(kind, windows["28"][kind]) for kind in TURNOVER]
     return Unit(
@@ -435,7 +430,7 @@ def figures(report: Report, source: str, kind: str, head: str, columns: tuple[st
         cells = [row[source][unit] for unit in units] + [row[name] for name in columns[1:]]
         is_missing = row[source]["events"] is None
         rows.append((row[columns[0]], *(["no file"] if is_missing else map(number, cells))))
-    heads = (head, *(TITLES.get(unit, unit) for unit in units), *columns[1:])
+    heads = (head, *(UNITS[source].get(unit, unit) for unit in units), *columns[1:])
     caption = f"{SOURCES[source]}, each {kind.removesuffix('s')}"
     return Table(f"{source}-{kind}", caption, heads, tuple(rows))
 

@@ -24,7 +24,7 @@ LEVELS, EIGHTHS = "▁▂▃▄▅▆▇█", "▏▎▍▌▋▊▉█"
 TURNOVER_MARKS = "░█▒"
 NO_BAR = {"zero": "·", "missing": "x", "unknown": UNKNOWN}
 MEANINGS = {"zero": "none", "missing": "no file", "unknown": "unknown"}
-SHORT = {"Command line": "CLI", "of them in development": "in development"}
+SHORT = {"Command line": "CLI"}
 
 # Draws the last column of a table, its heading first, in as many columns as are left.
 Draw = Callable[[int], list[str]]
@@ -68,7 +68,7 @@ def active(told: Active, width: int) -> Iterator[str]:
     for source in told.sources:
         name = SHORT.get(source.title, source.title)
         for unit in source.units:
-            title = f"  {name:<4}  {' ' * unit.is_part}{SHORT.get(unit.title, unit.title)}"
+            title = f"  {name:<4}  {' ' * unit.is_part}{unit.title}"
             table.append([title, *unit.month, unit.week.now, unit.week.change])
             turnover.append([title, *([count for _, count, _ in unit.turnover] or [UNKNOWN] * 3)])
             units.append(unit)
