@@ -52,6 +52,7 @@ TYPE_NAMES = {
     int: "an integer",
     float: "a number with a fraction or an exponent",
     type(None): "null",
+    object: "nothing",  # MISSING
 }
 
 # Control characters, which are unsafe in a terminal, and lone surrogates, which are no text.
@@ -71,6 +72,10 @@ class Rejected(Exception):
         self.detail, self.field, self.status = detail, field, status
 
 
+def unwanted(field: str | None, wanted: str, seen: str) -> Rejected:
+    return Rejected(f"{field or 'payload'}: want {wanted}, got {seen}.", field=field)
+
+
 # A checker for each kind of value: it takes the value and the field's name, and returns the
 # normal form or raises Rejected.
 
@@ -78,12 +83,12 @@ class Rejected(Exception):
 def text(value: Any, field: str) -> str:
     wanted = f"a string of 1 to {MAX_TEXT_CHARS} characters"
     if type(value) is not str:
-        raise unwanted(field, wanted, value)
+        raise unwanted(field, wanted, TYPE_NAMES[type(value)])
     if not 1 <= len(value) <= MAX_TEXT_CHARS:
-        raise Rejected(f"{field}: want {wanted}, got {len(value)}.", field=field)
+        raise unwanted(field, wanted, str(len(value)))
     if UNSAFE.search(value):
         seen = "a control character or a lone surrogate"
-        raise Rejected(f"{field}: want printable characters, got {seen}.", field=field)
+        raise unwanted(field, "printable characters", seen)
     return value
 
 
@@ -95,34 +100,33 @@ def resource_count(value: Any, field: str) -> int:
     wanted = f"an integer from 0 to {MAX_RESOURCES}"
     # isinstance() would accept True, which is an int in Python but no number in JSON.
     if type(value) is not int:
-        raise unwanted(field, wanted, value)
+        raise unwanted(field, wanted, TYPE_NAMES[type(value)])
     if not 0 <= value <= MAX_RESOURCES:
-        raise Rejected(f"{field}: want {wanted}, got one out of range.", field=field)
+        raise unwanted(field, wanted, "one out of range")
     return value
 
 
 def providers(value: Any, field: str) -> dict[str, bool]:
     if type(value) is list:
         if len(value) != len(PROVIDERS):
-            wanted = f"{len(PROVIDERS)} booleans"
-            raise Rejected(f"{field}: want {wanted}, got {len(value)} values.", field=field)
+            raise unwanted(field, f"{len(PROVIDERS)} booleans", f"{len(value)} values")
         named = {f"{field}[{i}]": item for i, item in enumerate(value)}
     elif type(value) is dict:
         named = {f"{field}.{name}": value.get(name, False) for name in PROVIDERS}
     else:
-        raise unwanted(field, "an object of booleans, or an array of them", value)
+        seen = TYPE_NAMES[type(value)]
+        raise unwanted(field, "an object of booleans, or an array of them", seen)
     for path, item in named.items():
         if type(item) is not bool:
-            raise unwanted(path, "a boolean", item)
+            raise unwanted(path, "a boolean", TYPE_NAMES[type(item)])
     return dict(zip(PROVIDERS, named.values(), strict=True))
 
 
 def packages(value: Any, field: str) -> list[dict[str, Any]]:
     if type(value) is not list:
-        raise unwanted(field, "an array of objects", value)
+        raise unwanted(field, "an array of objects", TYPE_NAMES[type(value)])
     if len(value) > MAX_PACKAGES:
-        wanted = f"at most {MAX_PACKAGES} packages"
-        raise Rejected(f"{field}: want {wanted}, got {len(value)}.", field=field)
+        raise unwanted(field, f"at most {MAX_PACKAGES} packages", str(len(value)))
     return [package(item, f"{field}[{i}]") for i, item in enumerate(value)]
 
 
@@ -165,11 +169,6 @@ FIELDS = {
 }
 
 
-def unwanted(field: str, wanted: str, value: Any) -> Rejected:
-    seen = "nothing" if value is MISSING else TYPE_NAMES[type(value)]
-    return Rejected(f"{field}: want {wanted}, got {seen}.", field=field)
-
-
 def check_payload(source: str, payload: Any) -> dict[str, Any]:
     """Return all fields of the source's payload, in their order, and no others."""
     sent = want_object(payload)
@@ -181,8 +180,7 @@ def check_payload(source: str, payload: Any) -> dict[str, Any]:
 
 def want_object(value: Any, field: str | None = None) -> dict[str, Any]:
     if type(value) is not dict:
-        seen = TYPE_NAMES[type(value)]
-        raise Rejected(f"{field or 'payload'}: want an object, got {seen}.", field=field)
+        raise unwanted(field, "an object", TYPE_NAMES[type(value)])
     return value
 
 
@@ -202,7 +200,7 @@ def parse_cli(body: bytes) -> dict[str, Any]:
     try:
         decoded = body.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
-        raise Rejected(f"payload: want UTF-8, got an invalid byte at {exc.start}.") from exc
+        raise unwanted(None, "UTF-8", f"an invalid byte at {exc.start}") from exc
     return check_payload("cli", parse_json(decoded))
 
 
@@ -220,16 +218,16 @@ def decode_base64(encoded: str) -> bytes:
             raise ValueError("wrong padding")
         return base64.b64decode(digits + padding, validate=True)
     except ValueError as exc:
-        raise Rejected("payload: want Base64, got text that is not Base64.") from exc
+        raise unwanted(None, "Base64", "text that is not Base64") from exc
 
 
 def parse_json(document: str) -> Any:
     if not document:
-        raise Rejected("payload: want JSON, got nothing.")
+        raise unwanted(None, "JSON", "nothing")
     try:
         return decode(document)
     except ValueError as exc:
-        raise Rejected(f"payload: want JSON, got {exc}.") from exc
+        raise unwanted(None, "JSON", str(exc)) from exc
 
 
 HOST_AND_PORT = re.compile(r"(\[(?P<bracketed>.+)\]|(?P<plain>[^:]+))(:\d{1,5})?")

@@ -81,22 +81,24 @@ def test_an_optional_field_may_be_null_empty_or_missing(field: str, value: Any) 
     assert parse_cli(cli())[field] is None
 
 
+TEXTS = ["x", "x" * 256, "é" * 256, "😀" * 256, "\u202e", " "]
+PACKAGES = [{"name": f"p{n}", "version": "1.0.0"} for n in range(256)]
+
+
 @pytest.mark.parametrize(
-    "value", ["x", "x" * 256, "é" * 256, "😀" * 256, "\u202e", " "], ids=lambda v: f"{v[:1]!a}"
+    ("source", "payload"),
+    [
+        *(("core", CORE | {"version": text}) for text in TEXTS),
+        *(("core", CORE | {"resourceCount": count}) for count in (0, 1, 1_000_000)),
+        ("cli", CLI | {"packages": PACKAGES}),
+    ],
+    ids=lambda part: f"{part!a:.40}",
 )
-def test_a_string_has_1_to_256_characters(value: str) -> None:
-    assert parse_core(core(version=value))["version"] == value
+def test_values_up_to_their_limits_are_kept(source: str, payload: dict[str, Any]) -> None:
+    names = payload.keys() - {"providers"}
+    kept = parse(source, payload)
 
-
-@pytest.mark.parametrize("count", [0, 1, 1_000_000])
-def test_resource_count_is_0_to_a_million(count: int) -> None:
-    assert parse_core(core(resourceCount=count))["resourceCount"] == count
-
-
-def test_256_packages_are_accepted() -> None:
-    many = [{"name": f"p{n}", "version": "1.0.0"} for n in range(256)]
-
-    assert parse_cli(cli(packages=many))["packages"] == many
+    assert {name: kept[name] for name in names} == {name: payload[name] for name in names}
 
 
 NOT_TEXT = {"": "got 0", "x" * 257: "got 257", "a\nb": "control", "\x7f": "control"}
