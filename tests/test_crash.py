@@ -144,12 +144,6 @@ def start(serve: Start) -> Start:
     return start_and_wait
 
 
-def stored_projects(server: Server, *patterns: str) -> list[str]:
-    """Return the projectId of each line; every line must be whole and valid."""
-    lines = [line for pattern in patterns or ["events-*.jsonl"] for line in server.lines(pattern)]
-    return [json.loads(line)["payload"]["projectId"] for line in lines]
-
-
 def assert_each_once(acknowledged: set[str], stored: list[str]) -> None:
     lost = acknowledged.difference(stored)
     doubled = [project for project, lines in Counter(stored).items() if lines > 1]
@@ -199,7 +193,7 @@ def test_a_kill_of_the_whole_server_loses_nothing_and_the_next_takes_events_at_o
     last = start(workers=1)
     assert last.send_cli(projectId="last").status == 204
 
-    assert_each_once(acknowledged | {"last"}, stored_projects(last))
+    assert_each_once(acknowledged | {"last"}, last.projects())
 
 
 def test_a_kill_of_one_worker_loses_nothing_while_the_others_run_on(start: Start) -> None:
@@ -214,7 +208,7 @@ def test_a_kill_of_one_worker_loses_nothing_while_the_others_run_on(start: Start
         load.wait_for(204)
 
     assert set(load.statuses) <= {204, 0}
-    assert_each_once(load.projects(), stored_projects(server))
+    assert_each_once(load.projects(), server.projects())
 
 
 def test_a_stop_under_load_exits_with_0_and_loses_nothing(start: Start) -> None:
@@ -226,7 +220,7 @@ def test_a_stop_under_load_exits_with_0_and_loses_nothing(start: Start) -> None:
             assert server.stop() == 0
         acknowledged |= load.projects()
 
-    assert_each_once(acknowledged, stored_projects(server))
+    assert_each_once(acknowledged, server.projects())
 
 
 def test_a_reload_under_load_loses_no_event_and_fails_hardly_any_request(start: Start) -> None:
@@ -240,7 +234,7 @@ def test_a_reload_under_load_loses_no_event_and_fails_hardly_any_request(start: 
         load.wait_for(204)
 
     assert_served_throughout(load)
-    assert_each_once(load.projects(), stored_projects(server))
+    assert_each_once(load.projects(), server.projects())
 
 
 def has_lost(server: Server, worker: int) -> bool:
@@ -264,7 +258,7 @@ def test_an_upgrade_under_load_loses_no_event_and_fails_hardly_any_request(start
         load.wait_for(204)
 
     assert_served_throughout(load)
-    assert_each_once(load.projects(), stored_projects(server))
+    assert_each_once(load.projects(), server.projects())
 
 
 def assert_served_throughout(load: Load) -> None:
@@ -278,7 +272,7 @@ def test_four_workers_store_8_000_events_exactly_once(start: Start) -> None:
     with ThreadPoolExecutor(16) as clients:
         sent = list(clients.map(send_on_one_connection, [server] * 16, [500] * 16))
 
-    stored = stored_projects(server)
+    stored = server.projects()
     assert len(stored) == 8_000
     assert_each_once(set().union(*sent), stored)
 
@@ -312,7 +306,7 @@ def test_a_full_disk_gets_a_503_until_there_is_room_again(tmpfs: Mount, start: S
     for sent in load.sent:
         if sent.answer.status != 204:
             assert_not_stored(sent.answer)
-    stored = stored_projects(server)
+    stored = server.projects()
     assert_each_once(load.projects(), stored)
     assert load.projects(503).isdisjoint(stored)
     assert server.workers() == workers
@@ -382,7 +376,7 @@ def test_a_frozen_disk_delays_no_response_beyond_three_seconds(ext4: Mount, star
     slowest_seconds = max(sent.seconds for sent in load.sent)
     assert slowest_seconds <= ANSWERED_WITHIN_SECONDS + NOISE_SECONDS
     assert set(load.statuses) == {204, 503}
-    assert_each_once(load.projects(), stored_projects(server))
+    assert_each_once(load.projects(), server.projects())
 
 
 def test_a_frozen_disk_delays_none_of_forty_simultaneous_requests_beyond_three_seconds(
@@ -467,7 +461,7 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(ext4: Mount, start: Sta
     last = start(workers=1, MIN_FREE_MB="0")
     assert last.send_cli(projectId="last").status == 204
 
-    assert_each_once(acknowledged | {"last"}, stored_projects(last))
+    assert_each_once(acknowledged | {"last"}, last.projects())
 
 
 def test_a_power_cut_loses_what_was_not_synced(
@@ -522,7 +516,7 @@ def test_a_file_can_be_moved_away_under_load(start: Start) -> None:
         load.wait_for(204, 20)
 
     assert set(load.statuses) == {204}
-    stored = stored_projects(server, "events-*.jsonl", "moved-*.jsonl")
+    stored = [json.loads(line)["payload"]["projectId"] for line in server.lines("*.jsonl")]
     assert_each_once(load.projects(), stored)
 
 
@@ -544,4 +538,4 @@ def test_events_sent_after_a_file_was_deleted_or_emptied_are_in_a_file(
             assert not missing_in_files(server.data_dir, {sent.project for sent in answered})
 
     assert set(load.statuses) == {204}
-    assert_each_once(set(), stored_projects(server))
+    assert_each_once(set(), server.projects())
