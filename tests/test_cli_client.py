@@ -251,36 +251,36 @@ def senders(tool: "subprocess.Popen[str]") -> list[int]:
     return children(tool.pid)
 
 
-STATUS = "console.log(JSON.stringify(telemetryStatus(OPTIONS)));"
+@pytest.fixture
+def status(start_tool: Tool, mute: socket.socket) -> Callable[..., Any]:
+    """Return what telemetryStatus says; only if enabled, a process must have started."""
 
+    def ask(environ: dict[str, str], before: str = "", **options: Any) -> Any:
+        options = {"url": url(mute), "command": "dev"} | options
+        before += f"console.log(JSON.stringify(telemetryStatus({json.dumps(options)})));"
+        tool = start_tool(environ, before, **options)
+        assert tool.stdout
+        told = json.loads(tool.stdout.readline())
+        assert len(senders(tool)) == (1 if told["enabled"] else 0)
+        return told
 
-def status(start_tool: Tool, environ: dict[str, str], before: str = "", **options: Any) -> Any:
-    """Return what telemetryStatus says, once sendTelemetry has started no process, or one."""
-    tool = start_tool(environ, before + STATUS.replace("OPTIONS", json.dumps(options)), **options)
-    assert tool.stdout
-    told = json.loads(tool.stdout.readline())
-    assert len(senders(tool)) == (1 if told["enabled"] else 0)
-    return told
+    return ask
 
 
 @pytest.mark.parametrize("value", ["1", "true", "TRUE", "yes", "on", " 1", "2", "anything"])
 @pytest.mark.parametrize("name", ["REFINE_NO_TELEMETRY", "DO_NOT_TRACK", "TOOL_NO_TELEMETRY"])
-def test_an_opt_out_starts_no_process(
-    start_tool: Tool, mute: socket.socket, name: str, value: str
-) -> None:
-    options = {"url": url(mute), "command": "dev", "optOut": "TOOL_NO_TELEMETRY"}
-
-    told = status(start_tool, {name: value}, **options)
+def test_an_opt_out_starts_no_process(status: Callable[..., Any], name: str, value: str) -> None:
+    told = status({name: value}, optOut="TOOL_NO_TELEMETRY")
     assert told == {"enabled": False, "reason": f"{name} is set"}
 
 
 @pytest.mark.parametrize("value", ["0", "false", "", " ", "False", "no", "OFF"])
 def test_without_an_opt_out_a_detached_process_starts(
-    start_tool: Tool, mute: socket.socket, value: str
+    start_tool: Tool, mute: socket.socket, status: Callable[..., Any], value: str
 ) -> None:
     environ = {"DO_NOT_TRACK": value, "CI": value, "NODE_OPTIONS": "--no-deprecation"}
     options = {"url": url(mute), "command": "dev", "optOut": "TOOL"}
-    assert status(start_tool, environ, **options) == {"enabled": True, "reason": None}
+    assert status(environ, **options) == {"enabled": True, "reason": None}
 
     (sender,) = senders(start_tool(environ, **options))
 
@@ -292,19 +292,16 @@ def test_without_an_opt_out_a_detached_process_starts(
 
 @pytest.mark.parametrize("name", ["CI", "GITHUB_ACTIONS", "JENKINS_URL", "TF_BUILD"])
 def test_a_build_machine_sends_only_if_the_tool_asks_for_it(
-    start_tool: Tool, mute: socket.socket, name: str
+    status: Callable[..., Any], name: str
 ) -> None:
-    options = {"url": url(mute), "command": "dev"}
-
-    told = status(start_tool, {name: "true"}, **options)
+    told = status({name: "true"})
     assert told == {"enabled": False, "reason": f"{name} is set, as on build machines"}
-    assert status(start_tool, {name: "true"}, **options, ci=True)["enabled"]
-    opted_out = {name: "true", "DO_NOT_TRACK": "1"}
-    assert not status(start_tool, opted_out, **options, ci=True)["enabled"]
+    assert status({name: "true"}, ci=True)["enabled"]
+    assert not status({name: "true", "DO_NOT_TRACK": "1"}, ci=True)["enabled"]
 
 
 def test_debug_writes_the_event_to_standard_error_and_sends_nothing(
-    start_tool: Tool, mute: socket.socket, tmp_path: Path
+    status: Callable[..., Any], tmp_path: Path
 ) -> None:
     told = tmp_path / "stderr"
     before = f"""
@@ -312,10 +309,9 @@ def test_debug_writes_the_event_to_standard_error_and_sends_nothing(
         const told = openSync({json.dumps(str(told))}, "w");
         process.stderr.write = (text) => writeSync(told, text);
     """
-    options = {"url": url(mute), "command": "dev", "packages": "@refinedev/core"}
+    reason = status({"DEBUG_TELEMETRY": "1"}, before, packages="@refinedev/core")["reason"]
 
-    debug = {"DEBUG_TELEMETRY": "1"}
-    assert status(start_tool, debug, before, **options)["reason"] == "DEBUG_TELEMETRY is set"
+    assert reason == "DEBUG_TELEMETRY is set"
     (line,) = told.read_text().splitlines()
     event = json.loads(line)
     assert event["packages"] == [{"name": "@refinedev/core", "version": "5.0.12"}]
@@ -335,9 +331,9 @@ def test_debug_writes_the_event_to_standard_error_and_sends_nothing(
     ids=["an executable of its own", "an invalid URL"],
 )
 def test_what_cannot_be_sent_starts_no_process(
-    start_tool: Tool, before: str, address: str, reason: str
+    status: Callable[..., Any], before: str, address: str, reason: str
 ) -> None:
-    told = status(start_tool, {}, before, url=address, command="dev")
+    told = status({}, before, url=address)
     assert told == {"enabled": False, "reason": reason}
 
 
