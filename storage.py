@@ -389,7 +389,7 @@ class Appender:
                 has_name = self.sync(directory, is_new)
             except OSError:
                 with contextlib.suppress(OSError):
-                    self.undo(start, lines)
+                    self.undo(lines)
                 raise
             if has_name:
                 return
@@ -453,22 +453,29 @@ class Appender:
         finally:
             fcntl.flock(self.fd, fcntl.LOCK_UN)
 
-    def undo(self, start: int, lines: bytes) -> None:
+    def undo(self, lines: bytes) -> None:
         """Cut off lines whose sync failed, unless another worker has appended behind them.
 
         Then they stay, though nobody was told that they are stored.
         """
+        path = self.directory / self.name
         try:
             with locked(self.directory):
-                size = os.fstat(self.fd).st_size
-                if size == start + len(lines) and os.pread(self.fd, len(lines), start) == lines:
-                    self.has_unsynced_cut = True
-                    cut_off(self.fd, start)
-                    self.has_unsynced_cut = False
+                self.cut(self.fd, lines)
+                if not is_named(self.fd, path):  # replaced by a copy, which may have them, too
+                    with opened(path, os.O_RDWR) as copy:
+                        self.cut(copy, lines)
         finally:
             # Another fsync cannot repair a failed one: the kernel has marked the pages clean,
             # and would report success without writing them.
             self.close()
+
+    def cut(self, fd: int, lines: bytes) -> None:
+        start = os.fstat(fd).st_size - len(lines)
+        if start >= 0 and os.pread(fd, len(lines), start) == lines:
+            self.has_unsynced_cut = True
+            cut_off(fd, start)
+            self.has_unsynced_cut = False
 
     def sync_names(self, directory: os.stat_result, is_new: bool) -> None:
         """Make the names of the file and of its directory durable.

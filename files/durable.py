@@ -116,7 +116,7 @@ def wait_for_syncs(fd: int) -> None:
     """Wait until no line in the file is being synced; the caller holds the lock.
 
     For whoever replaces or deletes the file: writers sync without the lock.  A writer whose
-    sync failed has yet to undo its lines, and cannot undo them in a copy.
+    sync failed will undo its lines in the copy, too.
     """
     fcntl.flock(fd, fcntl.LOCK_EX)
 

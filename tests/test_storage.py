@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -923,6 +924,27 @@ def test_whoever_replaces_a_file_waits_until_its_lines_are_synced(
 
         appending.result(60)
         assert replacing.result(60)
+
+
+def test_lines_whose_sync_failed_are_undone_in_a_copy_that_was_made_meanwhile(
+    disk: FailingOs, data_dir: Path
+) -> None:
+    appender = Appender(data_dir)
+    appender.append(NAME, line(0))
+
+    def copy_then_fail(at: int, name: str, arguments: Any) -> None:
+        if name == "fsync":
+            disk.heal()
+            shutil.copy(data_dir / NAME, data_dir / "copy")
+            (data_dir / "copy").rename(data_dir / NAME)
+            raise OSError(errno.EIO, "fsync")
+
+    disk.fault = copy_then_fail
+    with pytest.raises(OSError, match="fsync"):
+        appender.append(NAME, line(1))
+    appender.append(NAME, line(2))
+
+    assert (data_dir / NAME).read_bytes() == line(0) + line(2)
 
 
 def test_a_batch_with_and_without_addresses_has_valid_lines_only(
