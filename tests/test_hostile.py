@@ -242,10 +242,18 @@ def test_a_stop_does_not_wait_longer_for_slow_clients(server: Server, sent: byte
 
 @pytest.mark.slow
 def test_a_body_that_comes_too_slowly_is_a_400_and_stores_nothing(server: Server) -> None:
+    """A `100 Continue` gives it no more time."""
+    headers = [("Expect", "100-continue"), ("Content-Length", "99")]
     with server.connect() as sock:
-        sock.sendall(b"POST /cli HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        began = time.monotonic()
+        sock.sendall(request("POST", "/cli", headers)[:-1])
+        assert select.select([sock], [], [], 5)[0] == []
+        sock.sendall(b"\n")
+        assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(b"{")
         answer = read_answer(sock)
 
+    assert time.monotonic() - began < RECEIVE_SECONDS + AT_ONCE_SECONDS
     assert answer.status == 400
     assert server.lines() == []
 

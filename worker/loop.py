@@ -230,9 +230,9 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
             if not connection.is_receiving:
                 connection.deadline = time.monotonic() + connection.idle_seconds
             elif connection.exchange.expects_continue():
-                self.send(connection, CONTINUE)
-                return
-            self.watch(connection, EPOLLIN)
+                connection.unsent = CONTINUE  # not by send(), which would renew the deadline
+                connection.flush()
+            self.watch(connection, EPOLLOUT if connection.unsent else EPOLLIN)
         elif connection.has_unread:
             connection.start_draining()
             self.watch(connection, EPOLLIN)
