@@ -62,7 +62,7 @@ export function telemetryStatus({ url, optOut, ci }) {
 }
 
 function whyNot(url, optOuts, buildMachines) {
-  const optOut = optOuts.find(isSet);
+  const optOut = optOuts.find((name) => name && isSet(name));
   if (optOut) return `${optOut} is set`;
   const buildMachine = buildMachines.find(isSet);
   if (buildMachine) return `${buildMachine} is set, as on build machines`;

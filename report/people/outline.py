@@ -357,7 +357,8 @@ def about_units(report: Report, sources: list[str]) -> Iterator[str]:
     covered = [
         f"{said} of the events of {FROM[source]}"
         for source in sources
-        if (said := share(report["with_project"][source], report["events"][source]))
+        if report["with_project"][source]
+        and (said := share(report["with_project"][source], report["events"][source]))
     ]
     if covered:
         yield f"A projectId came with {' and with '.join(covered)}."
