@@ -223,7 +223,7 @@ def collect(source: str, payload: dict[str, Any], stored: Prepared) -> Response:
     if source == "core":
         event["hostname"] = client_hostname(environ)
         event |= parsing.describe_agent(environ.get("HTTP_USER_AGENT", ""))
-    address, mode = client_address(here, environ), here.settings.ip
+    address, mode = address_of_client(here, environ), here.settings.ip
     hash_ip = None
     if address and mode == "hashed":
         hash_ip = partial(parsing.hash_address, address)
@@ -248,7 +248,7 @@ def client_hostname(environ: WSGIEnvironment) -> str | None:
     return origin or parsing.parse_hostname(environ.get("HTTP_REFERER", ""))
 
 
-def client_address(here: Collector, environ: WSGIEnvironment) -> parsing.Address | None:
+def address_of_client(here: Collector, environ: WSGIEnvironment) -> parsing.Address | None:
     peer, forwarded_for = environ.get("REMOTE_ADDR", ""), environ.get("HTTP_X_FORWARDED_FOR", "")
     proxies = here.settings.trusted_proxies
     address = parsing.client_address(peer, forwarded_for, proxies)

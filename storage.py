@@ -58,7 +58,7 @@ MAX_QUEUED_BYTES = 16 * 2**20
 # that is being written when it arrives, and then for its own.
 MAX_WAIT_SECONDS = 2.8
 STALLED_AFTER_SECONDS = 2.0  # a batch that takes longer: the disk has stalled
-BLOCK_BYTES = 4096
+PROBE_BYTES = 4096
 HEALTH_SECONDS = 5  # how long health() relies on the last attempt to store something
 
 log = logging.getLogger(__name__)
@@ -511,7 +511,7 @@ def write_unnamed(directory: Path, offset: int, *, needs_inode: bool) -> None:
         raise
     try:
         os.lseek(fd, offset, os.SEEK_SET)
-        write_all(fd, bytes(BLOCK_BYTES))
+        write_all(fd, bytes(PROBE_BYTES))
         os.fsync(fd)
     finally:
         os.close(fd)

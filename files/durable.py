@@ -17,7 +17,7 @@ FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
 CLAIM_MODE = 0o644
 DRAFT_MODE = 0o600  # until it gets the file's own
-CHUNK_BYTES = 2**16
+PIECE_BYTES = 2**16
 
 # A power cut can leave NUL bytes anywhere in data that was not synced, which is never more
 # than this: a batch, or the refusals of a day.
@@ -246,7 +246,7 @@ def end_of_last_line(fd: int, end: int) -> int:
     if end and os.pread(fd, 1, end - 1) == b"\n":
         return end
     while end:
-        start = max(0, end - CHUNK_BYTES)
+        start = max(0, end - PIECE_BYTES)
         newline = os.pread(fd, end - start, start).rfind(b"\n")
         if newline >= 0:
             return start + newline + 1

@@ -75,9 +75,9 @@ def refuse_constant(_: str) -> NoReturn:
     raise ValueError("a constant that JSON does not have")
 
 
-def whole_number(digits: str) -> int:
+def short_integer(digits: str) -> int:
     """Parse at most 20 digits: more are out of range anyway, and slow to parse."""
     return int(digits[:20])
 
 
-decoder = json.JSONDecoder(parse_constant=refuse_constant, parse_int=whole_number)
+decoder = json.JSONDecoder(parse_constant=refuse_constant, parse_int=short_integer)

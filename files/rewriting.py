@@ -16,8 +16,8 @@ from pathlib import Path
 
 from files.days import DRAFT_NAME, compressed_path
 from files.durable import (
-    CHUNK_BYTES,
     FILE_MODE,
+    PIECE_BYTES,
     drafted,
     end_of_last_line,
     free_bytes,
@@ -152,13 +152,13 @@ class PlainCopy:
     def __init__(self, source: int, output: Output, keep: Filter) -> None:
         self.source, self.output, self.keep = source, output, keep
         self.end, self.before_end = 0, b""  # the bytes of the source before `end`, when read
-        while self.catch_up() > CHUNK_BYTES:
+        while self.catch_up() > PIECE_BYTES:
             os.fsync(output.draft)
 
     def catch_up(self) -> int:
         """Copy the lines that were appended since; return their size."""
         start, end = self.end, end_of_last_line(self.source, os.fstat(self.source).st_size)
-        size = min(CHUNK_BYTES, end)
+        size = min(PIECE_BYTES, end)
         before_end = os.pread(self.source, size, end - size)
         self.require_unchanged()
         for lines in chunks_between(self.source, start, end):

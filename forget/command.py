@@ -35,14 +35,14 @@ Problems = dict[Path, str]
 
 
 @dataclass
-class Found:
+class Searched:
     """What a file holds: lines by their verdict, and its size without compression."""
 
     verdicts: Counter[Verdict] = field(default_factory=Counter)
     content_bytes: int = 0
 
 
-Look = dict[Path, Found]
+Look = dict[Path, Searched]
 
 
 # Looking.
@@ -54,7 +54,7 @@ def look(directory: Path, wanted: Wanted, problems: Problems, known: Iterable[Pa
     work_files = (CLAIM_NAME, DRAFT_NAME)
     names = sorted(name for name in os.listdir(directory) if name.startswith(f"{Kind.EVENTS}-"))
     paths = [directory / name for name in names if name not in work_files]
-    with progressbar(sum(map(size_of, paths))) as progress:
+    with progressbar(sum(map(stored_bytes, paths))) as progress:
         for path in paths:
             # It may have been compressed or deleted meanwhile.
             with reported(path, problems), contextlib.suppress(FileNotFoundError):
@@ -62,11 +62,11 @@ def look(directory: Path, wanted: Wanted, problems: Problems, known: Iterable[Pa
     return found
 
 
-def search(path: Path, wanted: Wanted, progress: Any, is_ours: bool) -> Found:
+def search(path: Path, wanted: Wanted, progress: Any, is_ours: bool) -> Searched:
     """Judge each line.  Raises OSError, EOFError or zlib.error if the file cannot be searched."""
     if path.is_symlink():
         raise OSError("a link; the file that it points to is not searched")
-    found, position = Found(), 0
+    found, position = Searched(), 0
     with opened(path, os.O_RDONLY) as fd:
         for chunk in chunks_of_lines(fd):
             if b"\0" in chunk or (not found.content_bytes and chunk.startswith(OTHER_FORMATS)):
@@ -92,7 +92,7 @@ def matched(found: Look) -> dict[Path, int]:
     return {path: count for path, one in found.items() if (count := one.verdicts[Verdict.ERASE])}
 
 
-def size_of(path: Path) -> int:
+def stored_bytes(path: Path) -> int:
     with contextlib.suppress(OSError):
         return os.stat(path, follow_symlinks=False).st_size
     return 0

@@ -12,7 +12,7 @@ from itertools import chain, compress
 from operator import not_
 
 from files.records import AGENT_KEYS, PAYLOAD_KEYS
-from report.counting import Tally, agent_of, cut, holds_hash
+from report.counting import Tally, agent_of, cut_payloads, holds_hash
 from report.hosts import is_in_development, is_network
 from report.lists import LISTS, UNITS, Found
 from report.period import LIST_WEEKS, WINDOW_WEEKS
@@ -22,7 +22,7 @@ MIN_MASKED = 3  # different addresses of a day that can be told to be networks
 
 Units = dict[str, dict[str, set[bytes]]]  # by source and unit
 Seen = dict[bytes, bytes]  # each unit with its payload
-Row = tuple[str, Found]  # of a list, by its name
+ListRow = tuple[str, Found]  # of a list, by its name
 
 PROJECT_AT = {source: keys.index("projectId") for source, keys in PAYLOAD_KEYS.items()}
 VERSION_AT = PAYLOAD_KEYS["core"].index("version")
@@ -58,7 +58,7 @@ class Sent:
 
     def __init__(self, source: str, payloads: Iterable[bytes], times: Iterable[int]) -> None:
         self.payloads, self.times = list(payloads), list(times)
-        self.values: list[Values] = cut(source, self.payloads)
+        self.values: list[Values] = cut_payloads(source, self.payloads)
         self.projects = [values[PROJECT_AT[source]] for values in self.values]
 
     def with_project(self) -> int:
@@ -98,7 +98,7 @@ class Week:
     counts: dict[str, dict[str, int]] = field(default_factory=dict)  # of `units`
     versions_seen: Counter[bytes] = field(default_factory=Counter)  # of `hosts_seen`
     packed_units: dict[tuple[str, str], bytes] = field(default_factory=dict)
-    packed_addresses: dict[Row, bytes] = field(default_factory=dict)
+    packed_addresses: dict[ListRow, bytes] = field(default_factory=dict)
 
     @property
     def has_lists(self) -> bool:
@@ -153,7 +153,7 @@ class Week:
             source: {unit: len(members) for unit, members in kinds.items()}
             for source, kinds in self.units.items()
         }
-        seen = cut("core", list(self.hosts_seen.values()))
+        seen = cut_payloads("core", list(self.hosts_seen.values()))
         self.versions_seen.update(values[VERSION_AT] for values in seen)
         if self.number < WINDOW_WEEKS:
             for source, kinds in self.units.items():
@@ -217,12 +217,12 @@ def last_seen(units: list[bytes], sent: Sent, wanted: set[bytes]) -> Seen:
     return {unit: payload for unit, (_, payload) in best.items()}
 
 
-def addresses_by_row(agent_addresses: Iterable[tuple[bytes, bytes]]) -> dict[Row, set[bytes]]:
+def addresses_by_row(agent_addresses: Iterable[tuple[bytes, bytes]]) -> dict[ListRow, set[bytes]]:
     """Return the addresses that each row of the lists of browsers and systems came with."""
     by_agent: defaultdict[bytes, set[bytes]] = defaultdict(set)
     for agent, ip in agent_addresses:
         by_agent[agent].add(ip)
-    rows: defaultdict[Row, set[bytes]] = defaultdict(set)
+    rows: defaultdict[ListRow, set[bytes]] = defaultdict(set)
     for agent, addresses in by_agent.items():
         for one in AGENT_LISTS:
             for found in one.found_in(agent_values(agent, one.keys)):

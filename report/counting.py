@@ -175,7 +175,7 @@ def holds_hash(addresses: Collection[bytes]) -> bool:
 # Parts.
 
 
-def cut(source: str, payloads: Collection[bytes]) -> list[Values]:
+def cut_payloads(source: str, payloads: Collection[bytes]) -> list[Values]:
     """Cut payloads into the values of their keys, all at once."""
     rows: list[Values] = PAYLOADS[source].findall(b"\n".join(payloads))
     if any(row[-1] for row in rows):  # with an escape, or a number that no client sends

@@ -12,7 +12,7 @@ from typing import Any
 
 from files.records import PAYLOAD_KEYS
 from report.activity import Day, Seen, Week, agent_values, unpack
-from report.counting import cut, holds_hash
+from report.counting import cut_payloads, holds_hash
 from report.lists import LISTS, UNITS, Found, List, series
 from report.period import LIST_WEEKS, WEEK_DAYS, WINDOWS, Period
 from report.values import NULL, Values, value_of
@@ -77,7 +77,7 @@ def make_report(
         "with_project": {source: sum(day.with_project[source] for day in days) for source in UNITS},
         "automated": automated(weeks),
         "excluded": {"patterns": list(patterns), "events": sum(week.excluded for week in weeks)},
-        "masked": are_masked(counted.listed_days),
+        "masked": only_masked(counted.listed_days),
         "files": {str(length): files_of_windows(counted, length) for length in WINDOWS},
         "projects_in_development_only": projects_in_development_only(counted),
         "active": windows_by_unit(counted),
@@ -140,7 +140,7 @@ def was_recorded(source: str, unit: str, days: list[Day]) -> bool:
     return not is_mixed and not any(source in day.without_address for day in days)
 
 
-def are_masked(days: list[Day]) -> bool:
+def only_masked(days: list[Day]) -> bool:
     kinds = {day.is_masked for day in days}
     return True in kinds and False not in kinds
 
@@ -247,7 +247,7 @@ def lists_of(counted: Counted, source: str) -> dict[str, Any]:
     payloads: Seen = {}
     for week in counted.listed:
         payloads |= week.hosts_seen if source == "core" else week.projects_seen
-    seen = cut(source, list(payloads.values()))
+    seen = cut_payloads(source, list(payloads.values()))
     found: dict[str, Any] = {
         one.name: rows_of(one, counted, seen) for one in LISTS if one.source == source
     }

@@ -753,8 +753,8 @@ def test_only_little_is_written_and_synced_under_the_lock(
     at = events.index(("lock", 0))
     assert events[at - 1] == ("fsync", 0)
     assert not late
-    assert sum(size for _, size in events[:at]) > path.stat().st_size - 2 * durable.CHUNK_BYTES
-    assert sum(size for _, size in events[at:]) <= durable.CHUNK_BYTES
+    assert sum(size for _, size in events[:at]) > path.stat().st_size - 2 * durable.PIECE_BYTES
+    assert sum(size for _, size in events[at:]) <= durable.PIECE_BYTES
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ Refusal = tuple[int, str]  # status and detail
 MALFORMED = 400, "The request is not valid HTTP."
 INCOMPLETE = 400, "The request ended early, or took too long to arrive."
 HEAD_TOO_LARGE = 431, f"head: want at most {MAX_HEAD_BYTES} bytes, got more."
-VERSION = 400, "HTTP version: want 1.0 or 1.1."
+UNKNOWN_VERSION = 400, "HTTP version: want 1.0 or 1.1."
 
 
 class Exchange:
@@ -73,7 +73,7 @@ class Exchange:
         environ["PATH_INFO"] = path.decode("latin-1")
         environ["QUERY_STRING"] = query.decode("latin-1")
         if version not in ("1.0", "1.1"):
-            self.refusal = VERSION
+            self.refusal = UNKNOWN_VERSION
         elif self.head_bytes + len(target) > MAX_HEAD_BYTES:
             self.refusal = HEAD_TOO_LARGE
 

@@ -28,7 +28,7 @@ REQUEST_BYTES = 2**9
 READ_SECONDS = 0.1
 MAX_TOGETHER = 256  # requests of one connection in a round
 # On a slow disk, a request that would have to wait longer is refused at once.
-MAX_WAIT_SECONDS = 2.8
+ANSWER_SECONDS = 2.8
 SLOW_ROUND_SECONDS = 0.3
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -287,7 +287,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
     def answer_ready(self) -> None:
         ready, self.ready = self.ready, {}
         is_slow = self.round_seconds > SLOW_ROUND_SECONDS
-        refuse_after = self.waiting_since + MAX_WAIT_SECONDS - self.round_seconds
+        refuse_after = self.waiting_since + ANSWER_SECONDS - self.round_seconds
         called = []
         for connection in filter(lambda one: one.complete, ready):
             if is_slow and time.monotonic() > refuse_after:

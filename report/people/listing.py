@@ -57,15 +57,15 @@ class Measure(NamedTuple):
         return row[self.key] or 0
 
     def names(self, row: JsonRow) -> bool:
-        return self.count(row) >= (self.least if value_of(row) is not None else 1)
+        return self.count(row) >= (self.least if listed_value(row) is not None else 1)
 
     def row(self, row: JsonRow, base: int, kind: str = "") -> Row:
         count = self.count(row)
-        name = self.audience.named(value_of(row))
+        name = self.audience.named(listed_value(row))
         return Row(name, number(count), share(count, base), count / base if base else 0, kind)
 
 
-def value_of(row: JsonRow) -> str | None:
+def listed_value(row: JsonRow) -> str | None:
     value: str | None = row["name"] if "name" in row else row["value"]
     return value
 
@@ -134,9 +134,9 @@ def parts_of(row: JsonRow, one: List) -> list[JsonRow]:
     parts: list[JsonRow] = row.get("versions", [])
     if is_frozen(row, one):
         return []
-    return [] if [part["value"] for part in parts] in ([value_of(row)], [None]) else parts
+    return [] if [part["value"] for part in parts] in ([listed_value(row)], [None]) else parts
 
 
 def is_frozen(row: JsonRow, one: List) -> bool:
     is_system = (one.source, one.name) == ("core", "operating_systems")
-    return is_system and value_of(row) in FROZEN_SYSTEMS
+    return is_system and listed_value(row) in FROZEN_SYSTEMS

@@ -26,7 +26,7 @@ SOURCES = {"core": "Apps", "cli": "Command line"}
 FROM = {"core": "apps", "cli": "the command line"}
 TURNOVER = {"gone": "only before", "stayed": "both", "new": "only now"}
 MARK = "*"
-MAX_DAYS = 366  # of the strip
+MAX_STRIP_DAYS = 366  # of the strip
 MAX_NAMES = 3
 MAX_LENGTH = len("999,999")
 WHY_NO_ADDRESSES = {
@@ -133,11 +133,11 @@ def outline(report: Report, audience: Audience, made: Made) -> Outline:
         adoption(report, audience),
         tuple(lists(report, source, audience) for source in sources),
         tuple(
-            figures(report, source, "weeks", "week of", ("since", "files"))
+            figure_table(report, source, "weeks", "week of", ("since", "files"))
             for source in sources
             if report["weeks"]
         ),
-        tuple(figures(report, source, "days", "day", ("date",)) for source in sources),
+        tuple(figure_table(report, source, "days", "day", ("date",)) for source in sources),
         refusals(report, audience),
         foot(report, made),
     )
@@ -374,8 +374,8 @@ def about_units(report: Report, sources: list[str]) -> Iterator[str]:
 
 
 def events_each_day(report: Report, sources: list[str]) -> Days:
-    days = report["days"][-MAX_DAYS:]
-    times = days_of(report)[-MAX_DAYS:]
+    days = report["days"][-MAX_STRIP_DAYS:]
+    times = days_of(report)[-MAX_STRIP_DAYS:]
     counts = {SOURCES[source]: [day[source]["events"] for day in days] for source in sources}
     strips = [(name, strip(f"{name}, events each day", times, of)) for name, of in counts.items()]
     refused = [day["refused"] for day in days]
@@ -423,7 +423,9 @@ def resources(report: Report, audience: Audience) -> str:
     return f"median {median}; 80% of the deployed hosts have {span}"
 
 
-def figures(report: Report, source: str, kind: str, head: str, columns: tuple[str, ...]) -> Table:
+def figure_table(
+    report: Report, source: str, kind: str, head: str, columns: tuple[str, ...]
+) -> Table:
     """Return a table of the weeks or days, by their first column; no file is said."""
     units = ("events", *report["active"][source])
     rows = []

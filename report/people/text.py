@@ -44,13 +44,13 @@ def lines_of(told: Outline, width: int) -> Iterator[str]:
     yield from textwrap.wrap(" ".join(map("".join, told.sentences)), width)
     yield from notes([told.period], width)
     if told.active:
-        yield from active(told.active, width)
+        yield from draw_active(told.active, width)
     if told.adoption:
         yield from versions(told.adoption, width)
     if told.days:
         yield from days(told.days, width)
     for group in told.lists:
-        yield from lists(group, width)
+        yield from draw_lists(group, width)
     if told.refusals:
         yield heading(told.refusals.caption)
         for reason, source, count in told.refusals.rows[:TOP_REFUSALS]:
@@ -60,7 +60,7 @@ def lines_of(told: Outline, width: int) -> Iterator[str]:
     yield from notes([told.foot], width)
 
 
-def active(told: Active, width: int) -> Iterator[str]:
+def draw_active(told: Active, width: int) -> Iterator[str]:
     month, change, week, change_of_week = told.marks
     heads = [f"28 days{month}", f"change{change}", "", f"7 days{week}", f"change{change_of_week}"]
     table, turnover = [["Active", *heads]], [["28 days and the 28 before", *TURNOVER.values()]]
@@ -112,7 +112,7 @@ def days(told: Days, width: int) -> Iterator[str]:
     yield from notes([legend(strips), told.refused], width)
 
 
-def lists(group: Lists, width: int) -> Iterator[str]:
+def draw_lists(group: Lists, width: int) -> Iterator[str]:
     for one in group.lists:
         yield from map(heading, textwrap.wrap(f"{one.title}, {one.base}", width))
         shown = one.rows[:TOP]
@@ -128,7 +128,7 @@ def lists(group: Lists, width: int) -> Iterator[str]:
 
 def list_row(row: Row, columns: int, width: int) -> Iterator[str]:
     name = cut(row.name, columns).ljust(columns)
-    yield GAP.join(["", name, f"{row.units:>9}", f"{row.share:>4}", colour(bar(row.level))])
+    yield GAP.join(["", name, f"{row.units:>9}", f"{row.share:>4}", colour(draw_bar(row.level))])
     parts = [f"{cut(part.name, MAX_PART)} {part.share or part.units}" for part in row.parts]
     text = " · ".join([*parts, row.more] if row.more else parts)
     text = f"{row.majors}: {text}" if row.majors else text
@@ -166,7 +166,7 @@ def legend(strips: Sequence[tuple[Bar, ...]]) -> str:
     return f"Bars: {', '.join(said)}." if said else ""
 
 
-def bar(level: float) -> str:
+def draw_bar(level: float) -> str:
     """Draw a bar in eighths of a column; a level above 0 gets at least one."""
     whole, rest = divmod(max(round(level * BAR_COLUMNS * 8), level > 0), 8)
     return "█" * whole + (EIGHTHS[rest - 1] if rest else "")

@@ -141,12 +141,12 @@ def adoption(report: Report, audience: Audience) -> Adoption | None:
         return None
     counts = [Counter(week["versions"]) for week in weeks] + [hosts_of_series(report)]
     label: Callable[[str], str] = str
-    labelled, shown = counts, choose(counts, totals, audience)
+    labelled, shown = counts, choose_series(counts, totals, audience)
     named = sum(each[name] for each in counts for name in shown)
     if len(weeks) > MAX_WEEKS or 2 * named < sum(map(Counter.total, counts)):
         label = major_of
         labelled = [add_up(each, label) for each in counts]
-        shown = choose(labelled, totals, audience)
+        shown = choose_series(labelled, totals, audience)
 
     def row(name: str, kind: str, found: list[int]) -> Version:
         return version(report, name, kind, found, totals)
@@ -173,7 +173,9 @@ def adoption(report: Report, audience: Audience) -> Adoption | None:
     )
 
 
-def choose(counts: list[Counter[str]], totals: list[int | None], audience: Audience) -> list[str]:
+def choose_series(
+    counts: list[Counter[str]], totals: list[int | None], audience: Audience
+) -> list[str]:
     """Return the series with the highest peaks, newest first."""
     peaks: dict[str, float] = {}
     for each, total in zip(counts, totals, strict=True):
