@@ -18,9 +18,11 @@ from files.records import encode
 def cuts_off_what_others_appended() -> None:
     """A failed sync cuts the file off where its own lines began, whatever stands behind them."""
 
-    def undo(appender: storage.Appender, start: int, lines: bytes) -> None:
+    def undo(appender: storage.Appender, lines: bytes) -> None:
         with files.durable.locked(appender.directory):
-            os.ftruncate(appender.fd, start)
+            content = os.pread(appender.fd, os.fstat(appender.fd).st_size, 0)
+            if (start := content.find(lines)) >= 0:
+                os.ftruncate(appender.fd, start)
         appender.close()
 
     patch.object(storage.Appender, "undo", undo).start()
