@@ -291,7 +291,8 @@ class Store:
     def health(self) -> dict[str, Any]:
         """Tell whether an event would be stored now (`ok`), and the last reason why not.
 
-        What the last attempt showed is believed for a moment; then the writer rehearses one.
+        The result of the last attempt counts for HEALTH_SECONDS; after that the writer
+        rehearses an event.
         """
         if time.monotonic() - self.event_outage.tried_at > HEALTH_SECONDS and not self.is_stalled():
             try:
@@ -364,6 +365,7 @@ class Appender:
         self.min_free_bytes = min_free_bytes
         self.name = ""
         self.fd = -1
+        self.has_synced_name = True  # of the open file
         self.synced_directory: tuple[int, int] | None = None  # whose own name has been synced
         self.has_unsynced_cut = False
 
@@ -376,7 +378,7 @@ class Appender:
         for _ in range(3):
             make_directory(self.directory)
             with locked(self.directory) as directory:
-                is_new, start = self.open(name)
+                start = self.open(name)
                 require_room(self.directory, self.min_free_bytes + len(lines))
                 if time.monotonic() > deadline:
                     raise TimeoutError("the deadline passed before the write")
@@ -386,7 +388,7 @@ class Appender:
                 fcntl.flock(self.fd, fcntl.LOCK_SH)
                 self.write(start, lines)
             try:
-                has_name = self.sync(directory, is_new)
+                has_name = self.sync(directory)
             except OSError:
                 with contextlib.suppress(OSError):
                     self.undo(lines)
@@ -399,7 +401,7 @@ class Appender:
         """Append the lines that fit into MAX_REFUSED_BYTES.  Raises OSError; then none of them."""
         make_directory(self.directory)
         with locked(self.directory):
-            _, start = self.open(name)
+            start = self.open(name)
             lines = lines[: lines.rfind(b"\n", 0, max(0, MAX_REFUSED_BYTES - start)) + 1]
             require_room(self.directory, self.min_free_bytes + len(lines))
             self.write(start, lines)
@@ -409,16 +411,16 @@ class Appender:
         has_file, size = os.path.lexists(self.directory / name), 0
         if self.directory.is_dir():
             with locked(self.directory) as directory:
-                size = self.open(name)[1] if has_file else 0
+                size = self.open(name) if has_file else 0
             if has_file:
                 os.fsync(self.fd)
-            self.sync_names(directory, is_new=has_file)
+            self.sync_names(directory)
         base = existing_base(self.directory)
         require_room(base, self.min_free_bytes)
         write_unnamed(base, size, needs_inode=not has_file)
 
-    def open(self, name: str) -> tuple[bool, int]:
-        """Open the file of that name unless it is open; return whether it was not, and its size.
+    def open(self, name: str) -> int:
+        """Open the file of that name unless it is open, and return its size.
 
         The open file may have been moved or deleted, so its inode is compared with the one
         that the name has now.  (An inode number is not reused while the file is open.)
@@ -428,10 +430,10 @@ class Appender:
         if is_new:
             self.close()
             self.fd = open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
-            self.name = name
+            self.name, self.has_synced_name = name, False
             if os.fstat(self.fd).st_size == 0:
                 set_mode(self.fd, FILE_MODE)
-        return is_new, repair_tail(self.fd, name, thorough=is_new)
+        return repair_tail(self.fd, name, thorough=is_new)
 
     def write(self, start: int, lines: bytes) -> None:
         """Write all lines or none.  The caller holds the lock."""
@@ -443,12 +445,12 @@ class Appender:
             self.close()
             raise
 
-    def sync(self, directory: os.stat_result, is_new: bool) -> bool:
+    def sync(self, directory: os.stat_result) -> bool:
         """Make what was written durable, with its name; tell whether it still has one."""
         try:
             os.fsync(self.fd)
             self.has_unsynced_cut = False
-            self.sync_names(directory, is_new)
+            self.sync_names(directory)
             return os.fstat(self.fd).st_nlink > 0
         finally:
             fcntl.flock(self.fd, fcntl.LOCK_UN)
@@ -477,13 +479,14 @@ class Appender:
             cut_off(fd, start)
             self.has_unsynced_cut = False
 
-    def sync_names(self, directory: os.stat_result, is_new: bool) -> None:
+    def sync_names(self, directory: os.stat_result) -> None:
         """Make the names of the file and of its directory durable.
 
         Every worker does this: the one that created them may have died before it did.
         """
-        if is_new:
+        if not self.has_synced_name:
             sync_directory(self.directory)
+            self.has_synced_name = True
         identity = directory.st_dev, directory.st_ino
         if identity != self.synced_directory:
             sync_name(self.directory)

@@ -947,6 +947,30 @@ def test_lines_whose_sync_failed_are_undone_in_a_copy_that_was_made_meanwhile(
     assert (data_dir / NAME).read_bytes() == line(0) + line(2)
 
 
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        pytest.param(lambda appender: appender.append(NAME, line(1)), id="an event"),
+        pytest.param(lambda appender: appender.rehearse(NAME), id="a rehearsal"),
+    ],
+)
+def test_a_name_is_synced_although_the_first_attempt_in_the_file_failed(
+    disk: FailingOs, data_dir: Path, attempt: Callable[[Appender], None]
+) -> None:
+    data_dir.mkdir()
+    (data_dir / NAME).touch()
+    appender = Appender(data_dir)
+    disk.fail("statvfs fsync")
+    with pytest.raises(OSError, match="error"):
+        attempt(appender)
+    disk.heal()
+    appender.append(NAME, line(2))
+
+    paths = [arguments[0] for name, arguments in disk.calls if name == "open"]
+    assert paths.count(data_dir) == 2  # for the lock, and to sync the name
+    assert (data_dir / NAME).read_bytes() == line(2)
+
+
 def test_a_batch_with_and_without_addresses_has_valid_lines_only(
     store: Store, data_dir: Path
 ) -> None:
