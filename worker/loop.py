@@ -102,6 +102,7 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         self.full_at = math.inf
         if self.listeners and not self.alive:
             self.stop_listening()
+            return  # there may be nothing left to wait for
         asked = time.monotonic()
         timeout = 0 if self.ready else TICK_SECONDS
         events = self.epoll.poll(timeout, self.max_connections + len(self.watched) + 1)
