@@ -5,25 +5,23 @@ import math
 import os
 import random
 import time
-from base64 import b64encode
 from pathlib import Path
 
 import pytest
 
-from server import CLI, CORE, Server, request, wait_until
+from server import CHUNKED, CLI, Server, chunked, core_payload, request, wait_until
 
 pytestmark = pytest.mark.slow
-FUZZ_SECONDS = int(os.environ.get("FUZZ_SECONDS", "8"))
+FUZZ_SECONDS = int(os.environ.get("FUZZ_SECONDS", "5"))
 
 
 def good_requests() -> list[bytes]:
-    cli, core = json.dumps(CLI).encode(), b64encode(json.dumps(CORE).encode())
-    chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(cli), cli)
+    cli, core = json.dumps(CLI).encode(), core_payload()
     return [
         request("POST", "/cli", body=cli),
-        request("POST", "/cli", [("Transfer-Encoding", "chunked")], chunked),
-        request("POST", "/", [("Origin", "https://a.example")], core),
-        request("GET", f"/?payload={core.decode()}", [("Referer", "https://a.example/x")]),
+        request("POST", "/cli", [CHUNKED], chunked(cli)),
+        request("POST", "/", [("Origin", "https://a.example")], core.encode()),
+        request("GET", f"/?payload={core}", [("Referer", "https://a.example/x")]),
         request("GET", "/telemetry?payload=x", [("User-Agent", "Mozilla/5.0 Firefox/128.0")]),
         request("GET", "/", [("DNT", "1")]),
         request("OPTIONS", "/cli", [("Access-Control-Request-Method", "POST")]),

@@ -1,39 +1,25 @@
 """Any bytes on a real socket: the documented response, below 500, and no broken line."""
 
-import contextlib
 import json
-import select
 import socket
-import time
-from base64 import b64encode
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from server import (
-    AT_ONCE_SECONDS,
+    CHUNKED,
     CLI,
     CLOSE,
     COMMON_HEADERS,
-    CORE,
     Answer,
     Server,
-    assert_answered_at_once,
-    cli_event,
-    read_answer,
+    chunked,
+    core_payload,
+    read_next,
     request,
     wait_until,
 )
 
 GOOD = json.dumps(CLI).encode()
-CORE_B64 = b64encode(json.dumps(CORE).encode())
-RECEIVE_SECONDS = 10  # the contract's limit for a whole request
-TRANSFER_CHUNKED = ("Transfer-Encoding", "chunked")
-
-
-def chunked(*chunks: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
-    return b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + end
 
 
 def assert_refused(server: Server, answer: Answer, status: int, *sources: str | None) -> None:
@@ -61,18 +47,20 @@ CL = "Content-Length"
 BODIES = [
     pytest.param(GOOD.ljust(65_536), [], 204, id="64 KiB"),
     pytest.param(GOOD.ljust(65_537), [], 413, id="64 KiB and a byte"),
-    pytest.param(chunked(GOOD.ljust(65_536)), [TRANSFER_CHUNKED], 204, id="64 KiB chunked"),
-    pytest.param(chunked(GOOD.ljust(65_537)), [TRANSFER_CHUNKED], 413, id="a byte more, chunked"),
-    pytest.param(chunked(*[b"x" * 8192] * 25), [TRANSFER_CHUNKED], 413, id="200 KiB chunked"),
-    pytest.param(chunked(GOOD[:9], GOOD[9:]), [TRANSFER_CHUNKED], 204, id="two chunks"),
-    pytest.param(chunked(GOOD, end=b""), [TRANSFER_CHUNKED], 400, id="no last chunk"),
-    pytest.param(chunked(GOOD, end=b"0\r\n"), [TRANSFER_CHUNKED], 400, id="no end of trailers"),
-    pytest.param(b"5\r\n{}", [TRANSFER_CHUNKED], 400, id="chunk cut short"),
-    pytest.param(b"2\r\n{}XX0\r\n\r\n", [TRANSFER_CHUNKED], 400, id="chunk without its end"),
-    pytest.param(b"zz\r\n{}\r\n0\r\n\r\n", [TRANSFER_CHUNKED], 400, id="chunk size not hex"),
-    pytest.param(b"-1\r\n{}\r\n0\r\n\r\n", [TRANSFER_CHUNKED], 400, id="negative chunk size"),
+    pytest.param(chunked(GOOD.ljust(65_536)), [CHUNKED], 204, id="64 KiB chunked"),
+    pytest.param(chunked(GOOD.ljust(65_537)), [CHUNKED], 413, id="a byte more, chunked"),
+    pytest.param(chunked(*[b"x" * 8192] * 25), [CHUNKED], 413, id="200 KiB chunked"),
+    pytest.param(chunked(GOOD[:9], GOOD[9:]), [CHUNKED], 204, id="two chunks"),
+    pytest.param(chunked(GOOD, end=b""), [CHUNKED], 400, id="no last chunk"),
+    pytest.param(chunked(GOOD, end=b"0\r\n"), [CHUNKED], 400, id="no end of trailers"),
+    pytest.param(b"5\r\n{}", [CHUNKED], 400, id="chunk cut short"),
+    pytest.param(b"2\r\n{}XX0\r\n\r\n", [CHUNKED], 400, id="chunk without its end"),
+    pytest.param(b"zz\r\n{}\r\n0\r\n\r\n", [CHUNKED], 400, id="chunk size not hex"),
+    pytest.param(b"-1\r\n{}\r\n0\r\n\r\n", [CHUNKED], 400, id="negative chunk size"),
     pytest.param(GOOD, [(CL, str(len(GOOD) + 1))], 400, id="a byte short"),
     pytest.param(b"", [(CL, "10")], 400, id="no body at all"),
+    pytest.param(GOOD, [(CL, f"\t{len(GOOD)} ")], 204, id="length between white space"),
+    pytest.param(GOOD, [("content-length", f"000{len(GOOD)}")], 204, id="length with zeros"),
     pytest.param(GOOD, [(CL, "0")], 400, id="said to be empty"),
     pytest.param(GOOD, [(CL, "-1")], 400, id="negative length"),
     pytest.param(GOOD, [(CL, "+9")], 400, id="length with a sign"),
@@ -80,7 +68,7 @@ BODIES = [
     pytest.param(GOOD, [(CL, "9" * 18)], 413, id="large length"),
     pytest.param(GOOD, [(CL, "1"), (CL, "2")], 400, id="two lengths"),
     pytest.param(GOOD, [(CL, str(len(GOOD)))] * 2, 400, id="two equal lengths"),
-    pytest.param(GOOD, [(CL, "5"), TRANSFER_CHUNKED], 400, id="length and chunked"),
+    pytest.param(GOOD, [(CL, "5"), CHUNKED], 400, id="length and chunked"),
     pytest.param(GOOD, [("Transfer-Encoding", "xchunked")], 415, id="unknown coding"),
     pytest.param(
         chunked(GOOD), [("Transfer-Encoding", "gzip, chunked")], 415, id="gzip below the chunks"
@@ -169,21 +157,6 @@ def test_no_request_depends_on_its_host(shared_server: Server, host: str) -> Non
     assert len(shared_server.lines()) == 1
 
 
-def test_an_error_outside_the_app_is_a_500_whose_log_names_no_client(
-    serve: Callable[..., Server],
-) -> None:
-    server = serve("--pythonpath=tests/support", "broken:app")
-    answer = server.send("GET", "/?payload=findme")
-    server.stop()
-
-    assert (answer.status, json.loads(answer.body)["status"]) == (500, 500)
-    assert COMMON_HEADERS.items() <= answer.headers.items()
-    assert answer.headers["x-telemetry-outcome"] == "failed"
-    log = "\n".join(server.log[5:])
-    assert "RuntimeError: not our day" in log
-    assert not [text for text in ("findme", "127.0.0.1") if text in log]
-
-
 @pytest.mark.parametrize(
     "name", ["User-Agent", "Origin", "Referer", "X-Forwarded-For", "DNT", "Sec-GPC", "SCRIPT_NAME"]
 )
@@ -194,136 +167,19 @@ def test_an_error_outside_the_app_is_a_500_whose_log_names_no_client(
 )
 def test_a_header_of_any_content_does_no_harm(shared_server: Server, name: str, value: str) -> None:
     on_the_wire = value.encode("latin-1" if "\x9b" in value else "utf-8").decode("latin-1")
-    answer = shared_server.send("POST", "/", [(name, on_the_wire[:8100])], CORE_B64)
+    answer = shared_server.send("POST", "/", [(name, on_the_wire[:8100])], core_payload().encode())
 
     assert answer.status == 204
     (line,) = shared_server.lines()
     assert all(32 <= byte < 127 for byte in line)
 
 
-# Slow and idle clients.
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"",
-        b"P",
-        b"POST /cli HTTP/1.1\r\nX: ",
-        b"POST /cli HTTP/1.1\r\nContent-Length: 9999\r\n\r\n{",
-    ],
-    ids=["nothing", "first byte", "headers", "body"],
-)
-def test_slow_clients_delay_nobody(server: Server, sent: bytes) -> None:
-    with server.connections(400, sent):
-        assert_answered_at_once(server)
-
-
-def test_more_silent_connections_than_a_worker_accepts_delay_nobody(
-    serve: Callable[..., Server],
+@pytest.mark.parametrize("size", [2**16 + 1, 2**18, 2**23])
+def test_the_response_to_an_unread_body_is_not_lost_in_a_reset(
+    running_server: Server, size: int
 ) -> None:
-    """The kernel holds silent connections back until they send something."""
-    server = serve("--worker-connections=20")
-    assert server.send_cli().status == 204  # it has told the kernel by then
-    with server.connections(400):
-        assert_answered_at_once(server)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sent", [b"", b"POST /cli HTTP/1.1\r\n"], ids=["silent", "slow"])
-def test_a_stop_does_not_wait_longer_for_slow_clients(server: Server, sent: bytes) -> None:
-    with server.connections(400, sent):
-        assert server.send_cli().status == 204  # it serves
-        began = time.monotonic()
-
-        assert server.stop() == 0
-        assert time.monotonic() - began < RECEIVE_SECONDS + AT_ONCE_SECONDS
-
-
-@pytest.mark.slow
-def test_a_body_that_comes_too_slowly_is_a_400_and_stores_nothing(server: Server) -> None:
-    """A `100 Continue` gives it no more time."""
-    headers = [("Expect", "100-continue"), ("Content-Length", "99")]
-    with server.connect() as sock:
-        began = time.monotonic()
-        sock.sendall(request("POST", "/cli", headers)[:-1])
-        assert select.select([sock], [], [], 5)[0] == []
-        sock.sendall(b"\n")
-        assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        sock.sendall(b"{")
-        answer = read_answer(sock)
-
-    assert time.monotonic() - began < RECEIVE_SECONDS + AT_ONCE_SECONDS
-    assert answer.status == 400
-    assert server.lines() == []
-
-
-def test_a_client_that_does_not_close_its_connection_delays_nobody(server: Server) -> None:
-    """gunicorn's own loop would wait two seconds for each of them."""
-    with server.connections(400, cli_event(1, CLOSE)) as connections:
-        assert_answered_at_once(server, RECEIVE_SECONDS)  # four hundred events first
-        assert {read_answer(sock).status for sock in connections} == {204}
-    assert len(server.lines()) == 401
-
-
-# Complete requests beside others.
-
-
-def test_complete_requests_are_answered_beside_broken_and_partial_ones(server: Server) -> None:
-    """Complete requests are answered although another one stays incomplete."""
-    broken = b"GET / HTTP/1.1\r\nHost : x\r\n\r\n"
-    gone = b"POST /cli HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n{"
-    sent = [
-        (cli_event(0, CLOSE), 204),
-        (broken, 400),
-        (cli_event(1, CLOSE), 204),
-        (gone, 0),
-        (cli_event(2, CLOSE), 204),
-        (b"POST /c", 0),
-        (b"GET / HTTP/1.1\r\nX: a\0b\r\n\r\n", 400),
-        *((cli_event(n, CLOSE), 204) for n in range(3, 20)),
-    ]
-    with server.connections(len(sent)) as connections:
-        for sock, (content, _) in zip(connections, sent, strict=True):
-            sock.sendall(content)
-        for sock, (_, status) in zip(connections, sent, strict=True):
-            if status:
-                assert read_answer(sock).status == status
-    assert server.projects() == sorted(str(n) for n in range(20))
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        ("Content-Length", f"\t{len(GOOD)}"),
-        ("Content-Length", f"  {len(GOOD)} "),
-        ("content-length", f"0000000{len(GOOD)}"),
-        ("Content-Length", f"{len(GOOD)}\r\nUpgrade: h2c"),
-    ],
-    ids=["tab", "spaces", "zeros", "upgrade"],
-)
-def test_a_content_length_in_an_unusual_form_is_honoured(
-    running_server: Server, header: tuple[str, str]
-) -> None:
-    with running_server.connect() as sock:
-        sock.sendall(request("POST", "/cli", [CLOSE, header]))
-        assert running_server.send_cli().status == 204
-        sock.sendall(GOOD)
-        assert read_answer(sock).status == 204
-
-
-def test_expect_100_continue_gets_a_100(server: Server) -> None:
-    headers = [("Expect", "100-continue"), ("Content-Length", str(len(GOOD))), CLOSE]
-    with server.connect() as sock:
-        sock.sendall(request("POST", "/cli", headers))
-        assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        sock.sendall(GOOD)
-        assert read_answer(sock).status == 204
-
-
-@pytest.mark.parametrize("size", [2**16 + 1, 2**18, 2**20, 2**23])
-def test_the_response_to_an_unread_body_is_not_lost_in_a_reset(server: Server, size: int) -> None:
-    answers = [server.send("POST", "/cli", [CLOSE], b" " * size) for _ in range(20)]
+    body = b" " * size
+    answers = [running_server.send("POST", "/cli", [CLOSE], body) for _ in range(20)]
 
     assert [answer.status for answer in answers] == [413] * 20
 
@@ -331,46 +187,12 @@ def test_the_response_to_an_unread_body_is_not_lost_in_a_reset(server: Server, s
 @pytest.mark.parametrize("body", [b"zz\r\n", b"2\r\n{}XX0\r\n\r\n"])
 @pytest.mark.parametrize(("path", "status"), [("/nope", 404), ("/healthz", 405), ("/cli", 400)])
 def test_bytes_after_a_broken_body_are_not_read_as_a_request(
-    server: Server, path: str, status: int, body: bytes
+    running_server: Server, path: str, status: int, body: bytes
 ) -> None:
-    with server.connect() as sock:
-        sock.sendall(request("POST", path, [TRANSFER_CHUNKED], body) + request("GET", "/healthz"))
+    sent = request("POST", path, [CHUNKED], body) + request("GET", "/healthz")
+    with running_server.connect() as sock, sock.makefile("rb") as stream:
+        sock.sendall(sent)
         sock.shutdown(socket.SHUT_WR)
-        answers = b"".join(iter(lambda: sock.recv(2**16), b""))
 
-    assert answers.count(b"HTTP/1.1 ") == 1
-    assert answers.startswith(b"HTTP/1.1 %d" % status)
-
-
-def test_clients_that_never_read_delay_nobody(server: Server) -> None:
-    """Neither before nor after their receive buffers are full."""
-    with server.connections(8) as connections:
-        for sock in connections:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        for _ in range(1000):
-            for sock in connections:
-                with contextlib.suppress(ConnectionError):  # dropped
-                    sock.sendall(request("GET", "/"))
-            assert_answered_at_once(server)
-
-
-@pytest.mark.slow
-def test_a_client_that_never_reads_what_it_has_asked_for_is_dropped(server: Server) -> None:
-    with server.connect() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.settimeout(2)
-        with contextlib.suppress(OSError):  # no more is taken
-            while True:
-                sock.sendall(request("GET", "/") * 1000)
-        assert_answered_at_once(server)
-        dropped = select.poll()
-        dropped.register(sock, 0)  # of errors and of the end it always tells
-        wait_until(lambda: dropped.poll(0))
-
-
-def test_more_connections_than_descriptors_do_not_stop_the_worker(data_dir: Path) -> None:
-    """With 128 descriptors, 64 connections are accepted and the rest wait in the kernel."""
-    with Server(data_dir, launcher=["prlimit", "--nofile=128:128"]) as server:
-        with server.connections(100, b"P"), server.connections(100):
-            pass
-        assert server.send_cli().status == 204
+        assert read_next(stream).status == status
+        assert stream.read() == b""

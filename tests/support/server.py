@@ -29,6 +29,7 @@ PATIENCE_SECONDS = 60  # a bound on what hangs; nothing is measured against it
 LISTENING = re.compile(r"(?:Listening at:|Serving on) http://[\d.:\[\]]+:(\d+)")
 AT_ONCE_SECONDS = 2  # the contract's limit for others beside slow clients, on a busy machine
 CLOSE = ("Connection", "close")
+CHUNKED = ("Transfer-Encoding", "chunked")
 
 CLI = {"nodeVersion": "v20.20.2", "packages": [], "projectFramework": "vite"}
 CORE = {"providers": {"auth": True, "data": True}, "version": "5.0.12", "resourceCount": 3}
@@ -121,7 +122,7 @@ class Server:
         return self.send("POST", "/cli", headers, json.dumps(CLI | changes).encode())
 
     def send_core(self, headers: Iterable[tuple[str, str]] = (), **changes: Any) -> Answer:
-        return self.send("POST", "/", headers, b64encode(json.dumps(CORE | changes).encode()))
+        return self.send("POST", "/", headers, core_payload(**changes).encode())
 
     def lines(self, pattern: str = "events-*.jsonl") -> list[bytes]:
         """The lines of the matching files, without their ends; each must have one."""
@@ -169,6 +170,15 @@ def request(
     head = f"{method} {target} HTTP/1.1\r\n"
     head += "".join(f"{name}: {value}\r\n" for name, value in headers)
     return head.encode("latin-1") + b"\r\n" + body
+
+
+def chunked(*chunks: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + end
+
+
+def core_payload(**changes: Any) -> str:
+    """Return the payload of a core event, as clients send it."""
+    return b64encode(json.dumps(CORE | changes).encode()).decode()
 
 
 def cli_event(number: int = 0, *headers: tuple[str, str]) -> bytes:
