@@ -8,10 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import Any, ClassVar
 
-from server import PATIENCE_SECONDS, ROOT, Answer, Server, program, read_answer, wait_until
+from server import PATIENCE_SECONDS, ROOT, Answer, Server, program, read_next, wait_until
 
 NAME = "telemetry.example.com"  # in the shipped files
-HOST = NAME.encode()
 
 # What Debian's nginx.conf has around a site, without its paths.
 NGINX_CONF = """
@@ -32,11 +31,12 @@ http {{
 
 
 class Front(Server):
-    """A server behind a proxy.  Each request comes from a loopback address of its own."""
+    """A proxy before a server.  Each connection comes from a loopback address of its own."""
 
-    def __init__(self, server: Server, directory: Path) -> None:
-        self.server = server
-        self.data_dir = server.data_dir
+    changes: ClassVar[dict[str, str]] = {}  # of the shipped file
+
+    def __init__(self, data_dir: Path, collector_port: int, directory: Path) -> None:
+        self.data_dir, self.collector_port = data_dir, collector_port
         self.directory = directory
         self.clients = itertools.count()  # unlike a generator, safe in many threads
         self.port, self.plain_port = free_port(), free_port()
@@ -67,9 +67,13 @@ class Front(Server):
         return self.tls.wrap_socket(sock, server_hostname=NAME)
 
     def raw(self, request: bytes, source: str | None = None) -> Answer:
-        with self.connect(source) as sock:
-            sock.sendall(request.replace(b"Host: telemetry.example\r\n", b"Host: %b\r\n" % HOST))
-            return read_answer(sock)
+        return self.answers([request], source)[0]
+
+    def answers(self, requests: list[bytes], source: str | None = None) -> list[Answer]:
+        """Send requests on one connection, all at once, and read their responses."""
+        with self.connect(source) as sock, sock.makefile("rb") as stream:
+            sock.sendall(b"".join(map(for_site, requests)))
+            return [read_next(stream) for _ in requests]
 
     def logs(self) -> str:
         return "".join(path.read_text() for path in sorted(self.directory.glob("*.log")))
@@ -80,8 +84,6 @@ class Front(Server):
 
 
 class Nginx(Front):
-    changes: ClassVar[dict[str, str]] = {}
-
     def command(self) -> list[str]:
         site = substitute(
             (ROOT / "deploy/nginx.conf").read_text(),
@@ -94,7 +96,7 @@ class Nginx(Front):
                 f"/etc/letsencrypt/live/{NAME}/privkey.pem": str(self.key),
                 "/var/log/nginx/": f"{self.directory}/",
                 "/var/lib/telemetry-report": str(self.directory),
-                "127.0.0.1:8000": f"127.0.0.1:{self.server.port}",
+                "127.0.0.1:8000": f"127.0.0.1:{self.collector_port}",
                 **self.changes,
             },
         )
@@ -105,10 +107,19 @@ class Nginx(Front):
         return [program("nginx"), "-e", "stderr", "-c", str(conf), "-p", str(self.directory)]
 
 
+class NginxKeepingConnections(Nginx):
+    """With kept connections to the collector, to which it passes bodies on as they arrive."""
+
+    changes: ClassVar = {
+        "upstream telemetry {": "upstream telemetry { keepalive 2;",
+        "Connection close;": 'Connection ""; proxy_request_buffering off;',
+    }
+
+
 class NginxBehindCdn(Nginx):
     """With the lines of its comment, for a CDN on loopback addresses."""
 
-    changes: ClassVar[dict[str, str]] = {
+    changes: ClassVar = {
         "# set_real_ip_from 192.0.2.0/24;": "set_real_ip_from 127.0.0.0/8;",
         "# real_ip_": "real_ip_",
     }
@@ -122,12 +133,21 @@ class Caddy(Front):
                 "\n{\n": f"\n{{\nadmin off\nhttp_port {self.plain_port}\nhttps_port {self.port}\n",
                 f"\n{NAME} {{": f"\n{NAME} {{\nbind 127.0.0.1\ntls {self.certificate} {self.key}",
                 "/var/lib/telemetry-report": str(self.directory),
-                "127.0.0.1:8000": f"127.0.0.1:{self.server.port}",
+                "127.0.0.1:8000": f"127.0.0.1:{self.collector_port}",
+                **self.changes,
             },
         )
         (self.directory / "Caddyfile").write_text(site)
         config = str(self.directory / "Caddyfile")
         return [program("caddy"), "run", "--adapter", "caddyfile", "--config", config]
+
+
+class CaddyKeepingConnections(Caddy):
+    changes: ClassVar = {"keepalive off": "keepalive 30s"}
+
+
+def for_site(request: bytes) -> bytes:
+    return request.replace(b"Host: telemetry.example\r\n", b"Host: %b\r\n" % NAME.encode())
 
 
 def substitute(text: str, changes: dict[str, str]) -> str:
