@@ -1,20 +1,18 @@
 """The report's JSON, counted a second time in the slowest and plainest way.
 
-Nothing of the report is imported. Every number has a loop of its own, written after its definition
-in section 6 of the contract; speed does not matter, being easy to check does.
+Nothing of the report is imported. Every number is counted after its definition in section 6 of the
+contract; speed does not matter, being easy to check does.
 """
 
 import fnmatch
 import gzip
 import ipaddress
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date, timedelta
-from fractions import Fraction
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -27,6 +25,8 @@ PROVIDERS = [
 ROBOTS = ["bot", "crawl", "spider", "slurp", "headless", "phantomjs", "inspectiontool"]
 ENOUGH_FILES = {7: 6, 28: 24}
 
+Json = dict[str, Any]
+
 
 class DayContent(NamedTuple):
     day: date
@@ -37,12 +37,9 @@ class DayContent(NamedTuple):
 class Event(NamedTuple):
     day: date
     directory: Path
-    record: dict[str, Any]
-    payload: dict[str, Any]
-
-
-Days = dict[date, list[Event]]
-Refusal = tuple[str | None, str | None, str | None]
+    source: str
+    values: Json  # of the record and of its payload: no name stands in both
+    payload: Json
 
 
 def naive_report(
@@ -52,118 +49,104 @@ def naive_report(
     today: date,
     framework: str = "Refine",
     patterns: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> Json:
     """Return the object that `flask report --format json` must print."""
     first_read = min(since, until - 55 * DAY)  # two times 28 days, whatever `since` is
-    files = [file for file in files_of("events", directories) if first_read <= file.day <= until]
-    refusal_files = [
-        file for file in files_of("refused", directories) if since <= file.day <= until
-    ]
-    unreadable_lines = 0
-    days: Days = {day: [] for day in days_between(first_read, until)}
-    excluded, automated = [], []
-    for file in files:
-        for line in lines_of(file.content):
-            event = read_event(file, line)
-            if event is None:
-                unreadable_lines += 1
-            elif is_excluded(event, patterns):
-                excluded.append(event)
-            elif is_automated(event):
-                automated.append(event)
-            else:
-                days[event.day].append(event)
-    refusals: dict[date, list[Refusal]] = {day: [] for day in days_between(since, until)}
-    for file in refusal_files:
-        for line in lines_of(file.content):
-            refusal = read_refusal(line)
-            if refusal is None:
-                unreadable_lines += 1
-            else:
-                refusals[file.day].append(refusal)
+    files = files_of("events", directories, first_read, until)
+    events, unreadable = read_all(files, read_event)
+    refusals, unreadable_refusals = read_all(
+        files_of("refused", directories, since, until), read_refusal
+    )
 
-    with_file = {file.day for file in files}
-    weeks = weeks_of(since, until)
-    in_period = between(since, until, days)
-    excluded = [event for event in excluded if event.day >= since]
-    automated = [event for event in automated if event.day >= since]
+    excluded = [event for event in events if is_excluded(event, patterns)]
+    others = [event for event in events if not is_excluded(event, patterns)]
+    automated = [event for event in others if event.day >= since and is_automated(event)]
+    counted = [event for event in others if not is_automated(event)]
+    count = Count(until, {file.day for file in files}, counted)
+    period, every_day = days_between(since, until), days_between(first_read, until)
+    weeks = [last_days(7, last) for last in period[::-1][: len(period) // 7 * 7 : 7]][::-1]
+    in_period = {source: count.events(source, period) for source in UNITS}
     return {
         "framework": framework,
         "since": str(since),
         "until": str(until),
         "unfinished": until >= today,
-        "missing_days": [str(day) for day in days if day not in with_file],
-        "unreadable_lines": unreadable_lines,
-        "refused": refused([refusal for day in refusals.values() for refusal in day]),
-        "events": {source: len(of_source(source, in_period)) for source in UNITS},
+        "missing_days": [str(day) for day in every_day if day not in count.with_file],
+        "unreadable_lines": unreadable + unreadable_refusals,
+        "refused": refused([reason for _, *reason in refusals]),
+        "events": {source: len(found) for source, found in in_period.items()},
         "with_project": {
-            source: sum(project_of(event) is not None for event in of_source(source, in_period))
-            for source in UNITS
+            source: sum(project_of(event) is not None for event in found)
+            for source, found in in_period.items()
         },
         "automated": {
             "events": len(automated),
-            "hosts": len(
-                members(automated, host_of) - members(of_source("core", in_period), host_of)
-            ),
+            "hosts": len(members(automated, host_of) - members(in_period["core"], host_of)),
             "names": names_of(automated),
         },
-        "excluded": {"patterns": list(patterns), "events": len(excluded)},
-        "masked": kinds_of_addresses(last_days(28, until), days) == {"masked"},
+        "excluded": {
+            "patterns": list(patterns),
+            "events": sum(event.day >= since for event in excluded),
+        },
+        "masked": count.kinds_of_addresses(last_days(28, until)) == {"masked"},
         "files": {
             str(length): {
-                "now": sum(day in with_file for day in last_days(length, until)),
-                "before": sum(day in with_file for day in days_before(length, until)),
+                "now": count.files(last_days(length, until)),
+                "before": count.files(days_before(length, until)),
             }
             for length in ENOUGH_FILES
         },
-        "projects_in_development_only": projects_in_development_only(until, days),
+        "projects_in_development_only": count.projects_in_development_only(),
         "active": {
             source: {
-                unit: {
-                    str(length): window(source, unit, length, until, days, with_file)
-                    for length in ENOUGH_FILES
-                }
-                for unit in UNITS[source]
+                unit: {str(length): count.window(source, unit, length) for length in ENOUGH_FILES}
+                for unit in units
             }
-            for source in UNITS
+            for source, units in UNITS.items()
         },
         "weeks": [
-            {
-                "since": str(first),
-                "until": str(last),
-                "files": sum(day in with_file for day in days_between(first, last)),
-            }
-            | figures(first, last, days, with_file)
-            for first, last in weeks
+            {"since": str(days[0]), "until": str(days[-1]), "files": count.files(days)}
+            | count.figures(days)
+            for days in weeks
         ],
-        "adoption": [adoption(first, last, days, with_file) for first, last in weeks],
+        "adoption": [count.adoption(days) for days in weeks],
         "days": [
-            {"date": str(day), "refused": len(refusals[day])} | figures(day, day, days, with_file)
-            for day in days_between(since, until)
+            {"date": str(day), "refused": sum(refusal[0] == day for refusal in refusals)}
+            | count.figures([day])
+            for day in period
         ],
-        "core": core_lists(until, days),
-        "cli": cli_lists(until, days),
+        "core": count.lists("core") | {"resource_count": count.resource_count()},
+        "cli": count.lists("cli"),
     }
 
 
 # Files and lines
 
 
-def files_of(kind: str, directories: list[Path]) -> list[DayContent]:
+def files_of(kind: str, directories: list[Path], first: date, last: date) -> list[DayContent]:
     """Return the files that count; one that is found again, under whatever name, does not."""
     found, seen = [], set()
     for directory in directories:
         for path in sorted(directory.iterdir()):
             match = FILE_NAME.fullmatch(path.name)
-            if not match or match[1] != kind or not is_date(match[2]):
+            if not match or match[1] != kind or not str(first) <= match[2] <= str(last):
                 continue
-            if identity(path) in seen:
+            identity = path.stat().st_dev, path.stat().st_ino
+            if identity in seen or not is_date(match[2]):
                 continue
-            seen.add(identity(path))
+            seen.add(identity)
             if not is_held_by_other(path):
                 day = date.fromisoformat(match[2])
                 found.append(DayContent(day, directory.resolve(), content_of(path)))
     return found
+
+
+def is_date(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def content_of(path: Path) -> bytes:
@@ -184,22 +167,17 @@ def is_held_by_other(path: Path) -> bool:
     return mine <= others if is_archive else mine < others
 
 
-def identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
-
-
-def is_date(text: str) -> bool:
-    try:
-        date.fromisoformat(text)
-    except ValueError:
-        return False
-    return True
-
-
 def lines_of(content: bytes) -> list[bytes]:
     """Return what ends in a newline; the piece behind the last newline is no line."""
     return content.split(b"\n")[:-1]
+
+
+def read_all(
+    files: list[DayContent], read: Callable[[DayContent, Any], Any]
+) -> tuple[list[Any], int]:
+    """Return what could be read, and how many lines could not."""
+    lines = [read(file, parse(line)) for file in files for line in lines_of(file.content)]
+    return [line for line in lines if line is not None], lines.count(None)
 
 
 def parse(line: bytes) -> Any:
@@ -214,32 +192,27 @@ def no_json(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
-def read_refusal(line: bytes) -> Refusal | None:
-    value = parse(line)
+def read_refusal(file: DayContent, value: Any) -> tuple[Any, ...] | None:
     if not isinstance(value, dict):
         return None
-    refusal = value.get("source"), value.get("field"), value.get("detail")
-    return refusal if all(is_text(part) for part in refusal) else None
+    reason = value.get("source"), value.get("field"), value.get("detail")
+    return (file.day, *reason) if all(map(is_text, reason)) else None
 
 
-def read_event(file: DayContent, line: bytes) -> Event | None:
+def read_event(file: DayContent, value: Any) -> Event | None:
     """Return the event with every key of section 3, null where the line has none."""
-    value = parse(line)
     if not isinstance(value, dict) or not isinstance(value.get("payload"), dict):
         return None
-    if value.get("source") == "core":
-        names, payload_names = CORE, CORE_PAYLOAD
-    elif value.get("source") == "cli":
-        names, payload_names = CLI, CLI_PAYLOAD
-    else:
+    source = value.get("source")
+    if source not in ("core", "cli"):
         return None
-    record = {name: value.get(name) for name in names}
-    payload = {name: value["payload"].get(name) for name in payload_names}
-    if not all(is_right(record[name]) for name, is_right in names.items()):
+    record, payload = (
+        {name: held.get(name) for name in names}
+        for held, names in zip((value, value["payload"]), KEYS[source], strict=True)
+    )
+    if not all(IS_RIGHT.get(name, is_text)(held) for name, held in (record | payload).items()):
         return None
-    if not all(is_right(payload[name]) for name, is_right in payload_names.items()):
-        return None
-    if record["source"] == "core":
+    if source == "core":
         providers = payload["providers"] or {}
         payload["providers"] = {name: providers.get(name, False) for name in PROVIDERS}
     else:
@@ -247,7 +220,7 @@ def read_event(file: DayContent, line: bytes) -> Event | None:
             {"name": package.get("name"), "version": package.get("version")}
             for package in payload["packages"] or []
         ]
-    return Event(file.day, file.directory, record, payload)
+    return Event(file.day, file.directory, source, record | payload, payload)
 
 
 def is_text(value: Any) -> bool:
@@ -255,47 +228,40 @@ def is_text(value: Any) -> bool:
 
 
 def is_integer(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool))
+    return value is None or type(value) is int
 
 
 def is_providers(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, dict) and all(isinstance(flag, bool) for flag in value.values())
-    )
+    if value is None:
+        return True
+    return isinstance(value, dict) and all(type(flag) is bool for flag in value.values())
 
 
 def is_packages(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, list)
-        and all(
-            isinstance(package, dict)
-            and is_text(package.get("name"))
-            and is_text(package.get("version"))
-            for package in value
-        )
+    if value is None:
+        return True
+    return isinstance(value, list) and all(
+        isinstance(package, dict)
+        and is_text(package.get("name"))
+        and is_text(package.get("version"))
+        for package in value
     )
 
 
-Check = Callable[[Any], bool]
-CLI: dict[str, Check] = dict.fromkeys(["id", "received_at", "source", "ip"], is_text)
-CORE: dict[str, Check] = CLI | dict.fromkeys(
-    ["hostname", "browser", "browser_version", "os", "os_version"], is_text
-)
-CORE_PAYLOAD: dict[str, Check] = {
-    "providers": is_providers,
-    "version": is_text,
-    "resourceCount": is_integer,
-    "projectId": is_text,
-}
-CLI_PAYLOAD: dict[str, Check] = {
-    "nodeEnv": is_text,
-    "nodeVersion": is_text,
-    "os": is_text,
-    "osVersion": is_text,
-    "command": is_text,
-    "packages": is_packages,
-    "projectFramework": is_text,
-    "projectId": is_text,
+IS_RIGHT = {"providers": is_providers, "resourceCount": is_integer, "packages": is_packages}
+COMMON = ["id", "received_at", "source", "ip"]
+KEYS = {  # of a record and of its payload
+    "core": (
+        [*COMMON, "hostname", "browser", "browser_version", "os", "os_version"],
+        ["providers", "version", "resourceCount", "projectId"],
+    ),
+    "cli": (
+        COMMON,
+        [
+            *("nodeEnv", "nodeVersion", "os", "osVersion", "command"),
+            *("packages", "projectFramework", "projectId"),
+        ],
+    ),
 }
 
 
@@ -314,54 +280,34 @@ def days_before(length: int, until: date) -> list[date]:
     return last_days(length, until - length * DAY)
 
 
-def weeks_of(since: date, until: date) -> list[tuple[date, date]]:
-    """Return first and last day of each whole week, counted back from `until`, oldest first."""
-    weeks = []
-    last = until
-    while last - 6 * DAY >= since:
-        weeks.append((last - 6 * DAY, last))
-        last -= 7 * DAY
-    return weeks[::-1]
-
-
-def between(first: date, last: date, days: Days) -> list[Event]:
-    return [event for day in days_between(first, last) for event in days[day]]
-
-
-def of_source(source: str, events: Iterable[Event]) -> list[Event]:
-    return [event for event in events if event.record["source"] == source]
-
-
 # Who is counted
 
 
 def is_excluded(event: Event, patterns: Sequence[str]) -> bool:
-    hostname = event.record.get("hostname")
+    hostname = event.values.get("hostname")
     return hostname is not None and any(
         fnmatch.fnmatchcase(hostname.lower(), pattern.lower()) for pattern in patterns
     )
 
 
 def is_automated(event: Event) -> bool:
-    browser = (event.record.get("browser") or "").lower()
+    browser = (event.values.get("browser") or "").lower()
     return any(word in browser for word in ROBOTS)
 
 
-def names_of(automated: list[Event]) -> list[dict[str, Any]]:
-    names = Counter(event.record["browser"] for event in automated)
+def names_of(automated: list[Event]) -> list[Json]:
+    names = Counter(event.values["browser"] for event in automated)
     ordered = sorted(names, key=lambda name: (-names[name], name))
     return [{"value": name, "events": names[name]} for name in ordered]
 
 
-LOCAL = [
+ENDINGS = [
     *(".localhost", ".local", ".localdomain", ".lan", ".home", ".corp", ".intranet", ".internal"),
     *(".test", ".example", ".invalid", ".home.arpa", ".nip.io", ".sslip.io"),
-]
-SANDBOXES = [
+    # sandboxes
     *(".csb.app", ".codesandbox.io", ".webcontainer.io", ".stackblitz.io", ".gitpod.io"),
     *(".gitpod.dev", ".github.dev", ".replit.dev", ".repl.co", ".cloudworkstations.dev"),
-]
-TUNNELS = [
+    # tunnels
     *(".ngrok.io", ".ngrok.app", ".ngrok.dev", ".ngrok-free.app", ".ngrok-free.dev"),
     *(".trycloudflare.com", ".loca.lt", ".lhr.life", ".serveo.net", ".devtunnels.ms"),
 ]
@@ -374,6 +320,7 @@ PREVIEWS = [
 ]
 
 
+@cache
 def is_in_development(hostname: str) -> bool:
     try:
         return not ipaddress.ip_address(hostname).is_global
@@ -381,7 +328,7 @@ def is_in_development(hostname: str) -> bool:
         pass
     return (
         "." not in hostname
-        or any(hostname.endswith(ending) for ending in LOCAL + SANDBOXES + TUNNELS)
+        or any(hostname.endswith(ending) for ending in ENDINGS)
         or any(re.fullmatch(preview, hostname) for preview in PREVIEWS)
     )
 
@@ -390,22 +337,22 @@ def is_in_development(hostname: str) -> bool:
 
 
 def host_of(event: Event) -> str | None:
-    hostname = event.record["hostname"]
+    hostname = event.values["hostname"]
     return None if hostname is None or is_in_development(hostname) else hostname
 
 
 def project_of(event: Event) -> str | None:
-    project: str | None = event.payload["projectId"]
+    project: str | None = event.values["projectId"]
     return project
 
 
 def address_of(event: Event) -> str | None:
-    address: str | None = event.record["ip"]
+    address: str | None = event.values["ip"]
     return address
 
 
 def development_address_of(event: Event) -> str | None:
-    hostname = event.record["hostname"]
+    hostname = event.values["hostname"]
     return address_of(event) if hostname is not None and is_in_development(hostname) else None
 
 
@@ -421,36 +368,8 @@ UNITS: dict[str, dict[str, Unit]] = {
 }
 
 
-def members(events: list[Event], unit_of: Unit) -> set[str]:
+def members(events: Iterable[Event], unit_of: Unit) -> set[str]:
     return {member for event in events if (member := unit_of(event)) is not None}
-
-
-def projects_in_development_only(until: date, days: Days) -> int | None:
-    events = of_source("core", between(until - 27 * DAY, until, days))
-    if was_not_recorded("core", "projects", last_days(28, until), days):
-        return None
-    elsewhere = [
-        event for event in events if event.record["hostname"] is None or host_of(event) is not None
-    ]
-    return len(members(events, project_of) - members(elsewhere, project_of))
-
-
-# What was not recorded is null
-
-
-def was_not_recorded(source: str, unit: str, of_days: list[date], days: Days) -> bool:
-    """Whether no figure of this unit can be known over these days: rules (b) and (c)."""
-    each_day = [of_source(source, days[day]) for day in of_days]
-    if unit == "projects":
-        return any(each_day) and not any(members(day, project_of) for day in each_day)
-    if unit in ("addresses", "development_addresses"):
-        has_day_without = any(day and not members(day, address_of) for day in each_day)
-        return has_day_without or len(kinds_of_addresses(of_days, days)) == 2
-    return False
-
-
-def kinds_of_addresses(of_days: list[date], days: Days) -> set[str]:
-    return {kind for day in of_days if (kind := kind_of_addresses(days[day])) is not None}
 
 
 def kind_of_addresses(events: list[Event]) -> str | None:
@@ -460,6 +379,7 @@ def kind_of_addresses(events: list[Event]) -> str | None:
     return "masked" if len(addresses) >= 3 else None
 
 
+@cache
 def is_network(text: str) -> bool:
     try:
         address = ipaddress.ip_address(text)
@@ -473,104 +393,144 @@ def is_uncountable(events: list[Event], unit_of: Unit, length: int) -> bool:
     """Whether among these units of `length` days are hashes with different keys: rule (a)."""
     if unit_of not in (address_of, development_address_of):
         return False
-    hashed = [event for event in events if is_hash(unit_of(event))]
+    hashed = [event for event in events if re.fullmatch("[0-9a-fA-F]{64}", unit_of(event) or "")]
     return len({event.directory for event in hashed}) > (1 if length == 1 else 0)
 
 
-def is_hash(address: str | None) -> bool:
-    return re.fullmatch("[0-9a-fA-F]{64}", address or "") is not None
-
-
-# Active, weeks, days
-
-
-def figure(source: str, unit: str, first: date, last: date, days: Days) -> int | None:
-    """Return how many units are active from the first to the last day; null is not known."""
-    of_days, unit_of = days_between(first, last), UNITS[source][unit]
-    events = of_source(source, between(first, last, days))
-    if was_not_recorded(source, unit, of_days, days) or is_uncountable(
-        events, unit_of, len(of_days)
-    ):
-        return None
-    return len(members(events, unit_of))
-
-
-def window(
-    source: str, unit: str, length: int, until: date, days: Days, with_file: set[date]
-) -> dict[str, int | None]:
-    these, earlier = last_days(length, until), days_before(length, until)
-    row = {
-        "now": figure(source, unit, these[0], these[-1], days),
-        **dict.fromkeys(["before", "stayed", "new", "gone"]),
-    }
-    if any(len(with_file & set(some)) < ENOUGH_FILES[length] for some in (these, earlier)):
-        return row
-    row["before"] = figure(source, unit, earlier[0], earlier[-1], days)
-    if None in (row["now"], row["before"]) or was_not_recorded(source, unit, earlier + these, days):
-        return row
-    unit_of = UNITS[source][unit]
-    now, before = (
-        members(of_source(source, between(some[0], some[-1], days)), unit_of)
-        for some in (these, earlier)
-    )
-    return row | {
-        "stayed": len(now & before),
-        "new": len(now - before),
-        "gone": len(before - now),
-    }
-
-
-def figures(
-    first: date, last: date, days: Days, with_file: set[date]
-) -> dict[str, dict[str, int | None]]:
-    """Return events and units of a day or a week, null where it has no file."""
-    row: dict[str, dict[str, int | None]] = {}
-    for source in UNITS:
-        row[source] = {"events": len(of_source(source, between(first, last, days)))}
-        for unit in UNITS[source]:
-            row[source][unit] = figure(source, unit, first, last, days)
-        if with_file.isdisjoint(days_between(first, last)):
-            row[source] = dict.fromkeys(row[source])
-    return row
-
-
-def adoption(first: date, last: date, days: Days, with_file: set[date]) -> dict[str, Any]:
-    seen = last_seen_with(of_source("core", between(first, last, days)), host_of)
-    versions = Counter(
-        series(payload["version"]) for payload in seen if payload["version"] is not None
-    )
-    has_file = not with_file.isdisjoint(days_between(first, last))
-    return {
-        "since": str(first),
-        "until": str(last),
-        "hosts": len(seen) if has_file else None,
-        "versions": dict(versions),
-    }
-
-
-def last_seen_with(events: list[Event], unit_of: Unit) -> list[dict[str, Any]]:
-    """Return each unit's payload of its last day: the most frequent, then the greatest."""
+def last_seen_with(events: list[Event], unit_of: Unit) -> list[Event]:
+    """Return an event of each unit's last day, with the most frequent payload, or the greatest."""
     seen = []
-    for mine in group(events, unit_of).values():
+    for member in members(events, unit_of):
+        mine = [event for event in events if unit_of(event) == member]
         last_day = max(event.day for event in mine)
-        texts = Counter(compact(event.payload) for event in mine if event.day == last_day)
-        most = max(texts.values())
-        seen.append(json.loads(max(text for text in texts if texts[text] == most)))
+        texts = [(compact(event.payload), event) for event in mine if event.day == last_day]
+        times = Counter(text for text, _ in texts)
+        seen.append(max(texts, key=lambda one: (times[one[0]], one[0]))[1])
     return seen
 
 
-def group(events: list[Event], value_of: Unit) -> dict[str, list[Event]]:
-    """Return the events of each value; null is none."""
-    groups: dict[str, list[Event]] = {}
-    for event in events:
-        value = value_of(event)
-        if value is not None:
-            groups.setdefault(value, []).append(event)
-    return groups
-
-
-def compact(payload: dict[str, Any]) -> str:
+def compact(payload: Json) -> str:
     return json.dumps(payload, separators=(",", ":"))
+
+
+class Count:
+    """What is counted: of some days, of a source, of a unit."""
+
+    def __init__(self, until: date, with_file: set[date], counted: list[Event]) -> None:
+        self.until = until
+        self.with_file = with_file
+        self.by_day: dict[tuple[str, date], list[Event]] = {}
+        for event in counted:
+            self.by_day.setdefault((event.source, event.day), []).append(event)
+
+    def events(self, source: str, days: Iterable[date]) -> list[Event]:
+        return [event for day in days for event in self.by_day.get((source, day), [])]
+
+    def files(self, days: list[date]) -> int:
+        return sum(day in self.with_file for day in days)
+
+    def kinds_of_addresses(self, days: list[date]) -> set[str]:
+        every = [self.events("core", [day]) + self.events("cli", [day]) for day in days]
+        return {kind for events in every if (kind := kind_of_addresses(events)) is not None}
+
+    def was_recorded(self, source: str, unit: str, days: list[date]) -> bool:
+        """Whether figures of this unit can be known over these days: rules (b) and (c)."""
+        each_day = [self.events(source, [day]) for day in days]
+        if unit == "projects":
+            return not any(each_day) or any(members(events, project_of) for events in each_day)
+        if unit in ("addresses", "development_addresses"):
+            has_day_without = any(events and not members(events, address_of) for events in each_day)
+            return not has_day_without and len(self.kinds_of_addresses(days)) < 2
+        return True
+
+    def figure(self, source: str, unit: str, days: list[date]) -> int | None:
+        """Return how many units are active in these days; null is not known."""
+        events, unit_of = self.events(source, days), UNITS[source][unit]
+        is_known = self.was_recorded(source, unit, days)
+        if not is_known or is_uncountable(events, unit_of, len(days)):
+            return None
+        return len(members(events, unit_of))
+
+    def window(self, source: str, unit: str, length: int) -> dict[str, int | None]:
+        these, earlier = last_days(length, self.until), days_before(length, self.until)
+        row: dict[str, int | None] = dict.fromkeys(["now", "before", "stayed", "new", "gone"])
+        row["now"] = self.figure(source, unit, these)
+        if min(self.files(these), self.files(earlier)) < ENOUGH_FILES[length]:
+            return row
+        row["before"] = self.figure(source, unit, earlier)
+        is_known = self.was_recorded(source, unit, earlier + these)
+        if None in (row["now"], row["before"]) or not is_known:
+            return row
+        now, before = (
+            members(self.events(source, days), UNITS[source][unit]) for days in (these, earlier)
+        )
+        turnover = {"stayed": now & before, "new": now - before, "gone": before - now}
+        return row | {name: len(units) for name, units in turnover.items()}
+
+    def figures(self, days: list[date]) -> dict[str, dict[str, int | None]]:
+        """Return events and units of a day or a week, null where it has no file."""
+        row: dict[str, dict[str, int | None]] = {}
+        for source, units in UNITS.items():
+            row[source] = {"events": len(self.events(source, days))}
+            row[source] |= {unit: self.figure(source, unit, days) for unit in units}
+            if not self.files(days):
+                row[source] = dict.fromkeys(row[source])
+        return row
+
+    def adoption(self, days: list[date]) -> Json:
+        seen = last_seen_with(self.events("core", days), host_of)
+        versions = [event.values["version"] for event in seen]
+        return {
+            "since": str(days[0]),
+            "until": str(days[-1]),
+            "hosts": len(seen) if self.files(days) else None,
+            "versions": dict(Counter(series(one) for one in versions if one is not None)),
+        }
+
+    def projects_in_development_only(self) -> int | None:
+        days = last_days(28, self.until)
+        if not self.was_recorded("core", "projects", days):
+            return None
+        events = self.events("core", days)
+        elsewhere = [
+            event for event in events if event.values["hostname"] is None or host_of(event)
+        ]
+        return len(members(events, project_of) - members(elsewhere, project_of))
+
+    def lists(self, source: str) -> Json:
+        """Return the lists, of the last 28 days."""
+        days = last_days(28, self.until)
+        events = self.events(source, days)
+        lists = {}
+        for name, (unit, values_of) in LISTS[source].items():
+            unit_of = UNITS[source][unit]
+            # Addresses, and the projects of a command, count in every row that they came with.
+            every = unit == "addresses" or name == "commands"
+            seen = events if every else last_seen_with(events, unit_of)
+            lists[name] = rows(unit, unit_of, events, seen, values_of)
+            if not self.was_recorded(source, unit, days):
+                forget(unit, lists[name])
+        for row in lists.get("packages", []):
+            row["name"] = row.pop("value")
+        return lists
+
+    def resource_count(self) -> dict[str, int | None]:
+        seen = last_seen_with(self.events("core", last_days(28, self.until)), host_of)
+        counts = [event.values["resourceCount"] for event in seen]
+        numbers = sorted(number for number in counts if number is not None)
+
+        def reaching(percent: int) -> int | None:
+            """Return the smallest number that at least `percent` of all do not exceed."""
+            enough = [n for at, n in enumerate(numbers, 1) if 100 * at >= percent * len(numbers)]
+            return next(iter(enough), None)
+
+        return {
+            "min": next(iter(numbers), None),
+            "p10": reaching(10),
+            "median": reaching(50),
+            "p90": reaching(90),
+            "max": next(reversed(numbers), None),
+        }
 
 
 # Versions
@@ -589,161 +549,81 @@ def major(version: str | None) -> str | None:
     return match[1] if match else version
 
 
-# Lists, of the last 28 days
+# Lists
 
-
-Values = Callable[[dict[str, Any]], set[str | None]]
-
-
-def core_lists(until: date, days: Days) -> dict[str, Any]:
-    events = of_source("core", between(until - 27 * DAY, until, days))
-    unknown = was_not_recorded("core", "addresses", last_days(28, until), days)
-    seen = last_seen_with(events, host_of)
-    sent = [event.payload for event in events]
-    return {
-        "versions": by_unit("hosts", seen, sent, lambda payload: {payload["version"]}),
-        "providers": by_unit(
-            *("hosts", seen, sent),
-            lambda payload: {name for name in PROVIDERS if payload["providers"][name]},
+Values = Callable[[Json], list[tuple[str | None, ...]]]  # each with a version, where it has one
+LISTS: dict[str, dict[str, tuple[str, Values]]] = {
+    "core": {
+        "versions": ("hosts", lambda of: [(of["version"],)]),
+        "providers": ("hosts", lambda of: [(name,) for name in PROVIDERS if of["providers"][name]]),
+        "browsers": ("addresses", lambda of: [(of["browser"], major(of["browser_version"]))]),
+        "operating_systems": ("addresses", lambda of: [(of["os"], of["os_version"])]),
+    },
+    "cli": {
+        "commands": ("projects", lambda of: [(of["command"],)]),
+        "operating_systems": ("projects", lambda of: [(of["os"],)]),
+        "frameworks": ("projects", lambda of: [(of["projectFramework"],)]),
+        "environments": ("projects", lambda of: [(of["nodeEnv"],)]),
+        "node_versions": (
+            "projects",
+            lambda of: [(major(of["nodeVersion"]), series(of["nodeVersion"]))],
         ),
-        "browsers": by_address(
-            *(events, unknown),
-            lambda event: event.record["browser"],
-            lambda event: major(event.record["browser_version"]),
+        "packages": (
+            "projects",
+            lambda of: [(one["name"], series(one["version"])) for one in of["packages"]],
         ),
-        "operating_systems": by_address(
-            *(events, unknown),
-            lambda event: event.record["os"],
-            lambda event: event.record["os_version"],
-        ),
-        "resource_count": resource_count(seen),
-    }
+    },
+}
 
 
-def cli_lists(until: date, days: Days) -> dict[str, Any]:
-    events = of_source("cli", between(until - 27 * DAY, until, days))
-    unit = "projects"
-    seen = last_seen_with(events, project_of)
-    sent = [event.payload for event in events]
-    lists = {
-        "commands": commands(events),
-        "operating_systems": by_unit(unit, seen, sent, lambda payload: {payload["os"]}),
-        "frameworks": by_unit(unit, seen, sent, lambda payload: {payload["projectFramework"]}),
-        "environments": by_unit(unit, seen, sent, lambda payload: {payload["nodeEnv"]}),
-        "node_versions": by_unit(
-            *(unit, seen, sent),
-            lambda payload: {major(payload["nodeVersion"])},
-            lambda _, payload: {series(payload["nodeVersion"])},
-        ),
-        "packages": by_unit(
-            *(unit, seen, sent),
-            lambda payload: {package["name"] for package in payload["packages"]},
-            lambda name, payload: {
-                series(package["version"])
-                for package in payload["packages"]
-                if package["name"] == name
-            },
-        ),
-    }
-    lists["packages"] = [{"name": row.pop("value"), **row} for row in lists["packages"]]
-    if was_not_recorded("cli", "projects", last_days(28, until), days):
-        forget_projects(lists)
-    return lists
-
-
-def by_unit(
+def rows(
     unit: str,
-    seen: list[dict[str, Any]],
-    sent: list[dict[str, Any]],
+    unit_of: Unit,
+    events: list[Event],
+    seen: list[Event],
     values_of: Values,
-    below: Callable[[str | None, dict[str, Any]], set[str | None]] | None = None,
-) -> list[dict[str, Any]]:
-    """Return each value: of how many units' last payloads, and of how many that were sent."""
-    rows = []
-    for value in {value for payload in sent for value in values_of(payload)}:
-        seen_here = [payload for payload in seen if value in values_of(payload)]
-        sent_here = [payload for payload in sent if value in values_of(payload)]
-        row: dict[str, Any] = {"value": value, unit: len(seen_here), "events": len(sent_here)}
-        if below:
-            row["versions"] = by_unit(unit, seen_here, sent_here, partial(below, value))
-        rows.append(row)
-    return rank(unit, rows)
+    above: tuple[str | None, ...] = (),
+) -> list[Json]:
+    """Return a row for each value: in how many events, and how many units were seen with it."""
+    depth = len(above) + 1
 
+    def cut(event: Event) -> set[tuple[str | None, ...]]:
+        return {value[:depth] for value in values_of(event.values)}
 
-def commands(events: list[Event]) -> list[dict[str, Any]]:
-    """Return each command with every project that ran it, not only those that ran it last."""
-    rows = []
-    for value in {event.payload["command"] for event in events}:
-        mine = [event for event in events if event.payload["command"] == value]
-        projects = len(members(mine, project_of))
-        rows.append({"value": value, "projects": projects, "events": len(mine)})
-    return rank("projects", rows)
-
-
-def by_address(
-    events: list[Event], unknown: bool, value_of: Unit, version_of: Unit | None = None
-) -> list[dict[str, Any]]:
-    """Return browsers or systems: addresses in every one that they came with."""
-    rows = []
-    for value in {value_of(event) for event in events}:
-        mine = [event for event in events if value_of(event) == value]
-        unknown_here = unknown or is_uncountable(mine, address_of, 28)
-        addresses = None if unknown_here else len(members(mine, address_of))
-        row: dict[str, Any] = {"value": value, "addresses": addresses, "events": len(mine)}
-        if version_of:
-            row["versions"] = by_address(mine, unknown, version_of)
-        rows.append(row)
-    return rank("addresses", rows)
-
-
-def forget_projects(lists: dict[str, list[dict[str, Any]]]) -> None:
-    """Make every figure of projects null; no row moves, for all of them were 0."""
-    for rows in lists.values():
-        for row in rows:
-            row["projects"] = None
-            forget_projects({"versions": row.get("versions", [])})
-
-
-def resource_count(seen: list[dict[str, Any]]) -> dict[str, int | None]:
-    numbers = sorted(
-        payload["resourceCount"] for payload in seen if payload["resourceCount"] is not None
+    found = []
+    for value in {value for event in events for value in cut(event) if value[:-1] == above}:
+        sent_here, seen_here = (
+            [event for event in some if value in cut(event)] for some in (events, seen)
+        )
+        is_unknown = is_uncountable(seen_here, unit_of, 28)
+        row: Json = {
+            "value": value[-1],
+            unit: None if is_unknown else len(members(seen_here, unit_of)),
+            "events": len(sent_here),
+        }
+        if any(len(one) > depth for one in values_of(sent_here[0].values)):
+            row["versions"] = rows(unit, unit_of, sent_here, seen_here, values_of, value)
+        found.append(row)
+    return sorted(
+        found, key=lambda row: (-(row[unit] or 0), -row["events"], null_last(row["value"]))
     )
-    if not numbers:
-        return dict.fromkeys(["min", "p10", "median", "p90", "max"])
-
-    def percentile(percent: int) -> Any:
-        """Return the smallest number that at least `percent` of all do not exceed."""
-        return numbers[math.ceil(Fraction(percent * len(numbers), 100)) - 1]
-
-    return {
-        "min": numbers[0],
-        "p10": percentile(10),
-        "median": percentile(50),
-        "p90": percentile(90),
-        "max": numbers[-1],
-    }
 
 
-def refused(refusals: list[Refusal]) -> list[dict[str, Any]]:
-    rows = []
-    for refusal, events in Counter(refusals).items():
-        source, field, detail = refusal
-        rows.append({"source": source, "field": field, "detail": detail, "events": events})
-
-    def order(row: dict[str, Any]) -> list[Any]:
-        return [-row["events"], *(null_last(row[name]) for name in ("source", "field", "detail"))]
-
-    return sorted(rows, key=order)
+def forget(unit: str, found: list[Json]) -> None:
+    """Make every figure of this unit null; then events decide the order."""
+    found.sort(key=lambda row: (-row["events"], null_last(row["value"])))
+    for row in found:
+        row[unit] = None
+        forget(unit, row.get("versions", []))
 
 
-def rank(unit: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sort by units, then events, both descending, then by value; a null unit sorts as 0."""
-
-    def order(row: dict[str, Any]) -> list[Any]:
-        value = row["value"] if "value" in row else row["name"]
-        return [-(row[unit] or 0), -row["events"], null_last(value)]
-
-    return sorted(rows, key=order)
+def refused(reasons: list[list[Any]]) -> list[Json]:
+    times = Counter(map(tuple, reasons))
+    ordered = sorted(times, key=lambda reason: (-times[reason], *map(null_last, reason)))
+    return [
+        dict(zip(("source", "field", "detail", "events"), (*reason, times[reason]), strict=True))
+        for reason in ordered
+    ]
 
 
 def null_last(value: str | None) -> tuple[bool, str]:
