@@ -12,7 +12,6 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +19,17 @@ import click
 import pytest
 
 from records import UNTIL, Days, cli, core, write_days
-from report.reading import MIN_BYTES_FOR_PROCESSES
 from server import PATIENCE_SECONDS, ROOT, children, wait_until
 
 EVENTS: Days = {days_ago: [core(), cli()] for days_ago in range(56)}
 FLASK = Path(sys.executable).with_name("flask")
+# The command, but files of any size are read in several processes.
+IN_PROCESSES = """
+import report.reading
+from flask.cli import main
+report.reading.MIN_BYTES_FOR_PROCESSES = 0
+main()
+"""
 
 
 class Ran(NamedTuple):
@@ -33,12 +38,14 @@ class Ran(NamedTuple):
     terminal: str
 
 
-def run_on_terminal(data_dir: Path, stream: str, columns: int = 100, **environ: str) -> Ran:
+def run_on_terminal(
+    data_dir: Path, stream: str, *, in_processes: bool = False, **environ: str
+) -> Ran:
     """Run the real command with one of its streams on a terminal, and the other in a pipe."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: theirs}
-    process = start_report(data_dir, environ, **streams)
+    process = start_report(data_dir, in_processes, environ, **streams)
     os.close(theirs)
     piped = process.communicate(timeout=PATIENCE_SECONDS)[stream == "stdout"]
     terminal = b""
@@ -50,13 +57,14 @@ def run_on_terminal(data_dir: Path, stream: str, columns: int = 100, **environ: 
 
 
 def start_report(
-    data_dir: Path, environ: dict[str, str] | None = None, **streams: Any
+    data_dir: Path, in_processes: bool, environ: dict[str, str] | None = None, **streams: Any
 ) -> subprocess.Popen[bytes]:
     unset = {"NO_COLOR", "COLUMNS", "FORCE_COLOR"}
     clean = {name: value for name, value in os.environ.items() if name not in unset}
+    flask = [sys.executable, "-c", IN_PROCESSES] if in_processes else [FLASK]
     return subprocess.Popen(
         # What a shell starts in the background ignores SIGINT, and so would this.
-        ["env", "--default-signal=INT", FLASK, "report", f"--until={UNTIL}"],
+        ["env", "--default-signal=INT", *flask, "report", f"--until={UNTIL}"],
         cwd=ROOT,
         env={**clean, "TELEMETRY_DATA_DIR": str(data_dir), **(environ or {})},
         start_new_session=True,
@@ -77,13 +85,9 @@ def test_colour_is_for_a_terminal_and_says_nothing_more(data_dir: Path) -> None:
 
 
 def test_progress_is_shown_on_a_terminal_only(data_dir: Path) -> None:
-    data_dir.mkdir()
-    line = json.dumps(cli()).encode() + b"\n"
-    for days_ago in (0, 7):
-        path = data_dir / f"events-{UNTIL - timedelta(days=days_ago)}.jsonl"
-        path.write_bytes(line * (MIN_BYTES_FOR_PROCESSES // len(line)))
-    ran = run_on_terminal(data_dir, "stderr")
-    in_pipes = start_report(data_dir, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    write_days(data_dir, EVENTS)
+    ran = run_on_terminal(data_dir, "stderr", in_processes=True)
+    in_pipes = start_report(data_dir, True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, err = in_pipes.communicate(timeout=PATIENCE_SECONDS)
 
     assert ran.status == in_pipes.returncode == 0
@@ -94,21 +98,21 @@ def test_progress_is_shown_on_a_terminal_only(data_dir: Path) -> None:
 
 
 @pytest.fixture
-def slow_report(data_dir: Path) -> Iterator[Callable[[int], subprocess.Popen[bytes]]]:
+def slow_report(data_dir: Path) -> Iterator[Callable[[bool], subprocess.Popen[bytes]]]:
     """Start a report, and return when it is in the middle of an archive of more than a gigabyte."""
     processes = []
 
-    def start(plain_bytes: int) -> subprocess.Popen[bytes]:
+    def start(in_processes: bool) -> subprocess.Popen[bytes]:
+        write_days(data_dir, {7: [cli()]})
         line = json.dumps(cli(), separators=(",", ":")).encode() + b"\n"
         member = gzip.compress(line * (2**24 // len(line)), 1)
-        data_dir.mkdir()
         archive = data_dir / f"events-{UNTIL}.jsonl.gz"
         archive.write_bytes(member * 80)
-        plain = data_dir / f"events-{UNTIL - timedelta(days=7)}.jsonl"
-        plain.write_bytes(line * (plain_bytes // len(line)))
-        process = start_report(data_dir, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = start_report(
+            data_dir, in_processes, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         processes.append(process)
-        readers = [process.pid] if plain_bytes < MIN_BYTES_FOR_PROCESSES else []
+        readers = [] if in_processes else [process.pid]
         wait_until(lambda: any(has_open(pid, archive) for pid in readers or children(process.pid)))
         return process
 
@@ -127,13 +131,11 @@ def has_open(pid: int, path: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "plain_bytes", [0, MIN_BYTES_FOR_PROCESSES + 1000], ids=["one process", "several processes"]
-)
+@pytest.mark.parametrize("in_processes", [False, True], ids=["one process", "several processes"])
 def test_ctrl_c_ends_it_with_one_line(
-    slow_report: Callable[[int], subprocess.Popen[bytes]], plain_bytes: int
+    slow_report: Callable[[bool], subprocess.Popen[bytes]], in_processes: bool
 ) -> None:
-    process = slow_report(plain_bytes)
+    process = slow_report(in_processes)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     out, err = process.communicate(timeout=PATIENCE_SECONDS)
 
@@ -142,10 +144,10 @@ def test_ctrl_c_ends_it_with_one_line(
 
 @pytest.mark.slow
 def test_a_reading_process_that_is_killed_ends_it_with_one_line(
-    slow_report: Callable[[int], subprocess.Popen[bytes]],
+    slow_report: Callable[[bool], subprocess.Popen[bytes]],
 ) -> None:
     """As the kernel does when memory runs out: what it read would be waited for for ever."""
-    process = slow_report(MIN_BYTES_FOR_PROCESSES + 1000)
+    process = slow_report(True)
     for reader in children(process.pid):
         os.kill(reader, signal.SIGKILL)
     out, err = process.communicate(timeout=PATIENCE_SECONDS)

@@ -32,7 +32,7 @@ def ask(directory: Path, *statements: str) -> list[Rows]:
         from chdb.session import Session
         session = Session(sys.argv[1])
         for statement in json.load(sys.stdin):
-            rows = (session.query(statement, "JSONEachRow").bytes() or b"").decode()
+            rows = session.query(statement, "JSONEachRow").bytes() or b""
             print(json.dumps([json.loads(row) for row in rows.splitlines()]))
     """
     ran = subprocess.run(

@@ -510,8 +510,8 @@ class Count:
             lists[name] = rows(unit, unit_of, events, seen, values_of)
             if not self.was_recorded(source, unit, days):
                 forget(unit, lists[name])
-        for row in lists.get("packages", []):
-            row["name"] = row.pop("value")
+        if source == "cli":
+            lists["packages"] = [{"name": row.pop("value"), **row} for row in lists["packages"]]
         return lists
 
     def resource_count(self) -> dict[str, int | None]:
