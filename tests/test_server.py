@@ -11,9 +11,11 @@ import pytest
 from server import CLI, CLOSE, Server, wait_until
 
 
-def test_a_start_writes_nothing_to_the_disk(server: Server) -> None:
+def test_a_start_writes_nothing_to_the_disk_and_trusts_no_proxy(server: Server) -> None:
     assert server.send("GET", "/").status == 200
     assert not server.data_dir.exists()
+    server.stop()
+    assert "X-Forwarded-For is believed from: nobody" in "\n".join(server.log)
 
 
 def test_a_queued_refusal_is_written_at_a_stop(server: Server) -> None:
@@ -54,31 +56,18 @@ def test_a_queued_refusal_is_written_at_a_stop(server: Server) -> None:
     ],
 )
 def test_a_target_in_any_form_is_answered_without_a_redirect(
-    server: Server, target: str, status: int
+    shared_server: Server, target: str, status: int
 ) -> None:
     """A client would turn a redirected POST into a GET."""
-    answer = server.send("POST", target, [CLOSE], json.dumps(CLI).encode())
+    answer = shared_server.send("POST", target, [CLOSE], json.dumps(CLI).encode())
 
     assert answer.status == status
     assert "location" not in answer.headers
-    assert len(server.lines()) == (status == 204)
+    assert len(shared_server.lines()) == (status == 204)
 
 
-@pytest.mark.parametrize(
-    ("proxies", "believed"),
-    [("", "nobody"), ("127.0.0.1,10.0.0.0/8", "127.0.0.1/32, 10.0.0.0/8")],
-)
-def test_the_log_names_the_trusted_proxies_at_start(
-    serve: Callable[..., Server], proxies: str, believed: str
-) -> None:
-    server = serve(TRUSTED_PROXIES=proxies)
-    server.stop()
-
-    assert f"X-Forwarded-For is believed from: {believed}" in "\n".join(server.log)
-
-
-def test_a_repeated_opt_out_header_is_an_opt_out(server: Server) -> None:
-    answer = server.send_cli([("DNT", "1"), ("DNT", "1")])
+def test_a_repeated_opt_out_header_is_an_opt_out(shared_server: Server) -> None:
+    answer = shared_server.send_cli([("DNT", "1"), ("DNT", "1")])
 
     assert (answer.status, answer.headers["x-telemetry-outcome"]) == (204, "opted-out")
 
@@ -89,15 +78,16 @@ def test_several_header_lines_are_one_list_of_hops(serve: Callable[..., Server])
 
     assert server.send_cli(hops).status == 204
     assert [event["ip"] for event in server.events()] == ["198.51.100.7"]
+    server.stop()
+    assert "is believed from: 127.0.0.1/32, 10.0.0.0/8" in "\n".join(server.log)
 
 
-@pytest.mark.parametrize("level", ["info", "debug"])
-@pytest.mark.parametrize("mode", ["full", "masked", "hashed", "none"])
+@pytest.mark.parametrize("mode", ["full", "hashed"])
 def test_only_mode_full_stores_whole_addresses_and_no_log_has_any(
-    serve: Callable[..., Server], mode: str, level: str
+    serve: Callable[..., Server], mode: str
 ) -> None:
     cut_off = [b"GET /?payload=findme", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nfindme"]
-    server = serve(f"--log-level={level}", TRUSTED_PROXIES="127.0.0.1", IP=mode)
+    server = serve("--log-level=debug", TRUSTED_PROXIES="127.0.0.1", IP=mode)
     forwarded = ("X-Forwarded-For", "198.51.100.77")
     assert server.send_core([forwarded], projectId="findme").status == 204
     assert server.send_core([forwarded], version=["findme"]).status == 400
