@@ -3,15 +3,12 @@
 import contextlib
 import itertools
 import os
-import sys
 import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import click
 from flask import current_app
@@ -26,23 +23,12 @@ from forget.wanted import Verdict, Wanted, choose
 
 MAX_PASSES = 3
 CLAIM_POLL_SECONDS = 0.2
-MIN_BYTES_FOR_PROGRESS = 2**26  # less takes no second
 # How zstd, xz, bzip2, lz4, zip and ar begin.  Parts of what they hold may look like lines.
 OTHER_FORMATS = (b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"\x04\x22\x4d\x18", b"PK", b"!<arch>")
 HOW_STORED = {"masked": "masked", "hashed": "hashed", "none": "not at all"}
 
 Problems = dict[Path, str]
-
-
-@dataclass
-class Searched:
-    """What a file holds: lines by their verdict, and its size without compression."""
-
-    verdicts: Counter[Verdict] = field(default_factory=Counter)
-    content_bytes: int = 0
-
-
-Look = dict[Path, Searched]
+Look = dict[Path, Counter[Verdict]]  # how many lines of each file got which verdict
 
 
 # Looking.
@@ -53,31 +39,26 @@ def look(directory: Path, wanted: Wanted, problems: Problems, known: Iterable[Pa
     found: Look = {}
     work_files = (CLAIM_NAME, DRAFT_NAME)
     names = sorted(name for name in os.listdir(directory) if name.startswith(f"{Kind.EVENTS}-"))
-    paths = [directory / name for name in names if name not in work_files]
-    with progressbar(sum(map(stored_bytes, paths))) as progress:
-        for path in paths:
-            # It may have been compressed or deleted meanwhile.
-            with reported(path, problems), contextlib.suppress(FileNotFoundError):
-                found[path] = search(path, wanted, progress, path in known)
+    for path in (directory / name for name in names if name not in work_files):
+        # It may have been compressed or deleted meanwhile.
+        with reported(path, problems), contextlib.suppress(FileNotFoundError):
+            found[path] = search(path, wanted, path in known)
     return found
 
 
-def search(path: Path, wanted: Wanted, progress: Any, is_ours: bool) -> Searched:
+def search(path: Path, wanted: Wanted, is_ours: bool) -> Counter[Verdict]:
     """Judge each line.  Raises OSError, EOFError or zlib.error if the file cannot be searched."""
     if path.is_symlink():
         raise OSError("a link; the file that it points to is not searched")
-    found, position = Searched(), 0
+    found: Counter[Verdict] = Counter()
     with opened(path, os.O_RDONLY) as fd:
         for chunk in chunks_of_lines(fd):
-            if b"\0" in chunk or (not found.content_bytes and chunk.startswith(OTHER_FORMATS)):
+            if b"\0" in chunk or (not found and chunk.startswith(OTHER_FORMATS)):
                 raise OSError("NUL bytes, or a format such as zstd or tar, cannot be searched")
             is_ours = is_ours or any(map(is_event, BytesIO(chunk)))
             for _, verdicts in wanted.judge(chunk):
-                found.verdicts += verdicts
-            found.content_bytes += len(chunk)
-            position, before = os.lseek(fd, 0, os.SEEK_CUR), position
-            progress.update(position - before)
-    if found.content_bytes and not is_ours:
+                found += verdicts
+    if found and not is_ours:
         raise OSError("holds no line of events")
     return found
 
@@ -89,18 +70,7 @@ def is_event(line: bytes) -> bool:
 
 def matched(found: Look) -> dict[Path, int]:
     """Return how many events are to be erased from each file that holds some."""
-    return {path: count for path, one in found.items() if (count := one.verdicts[Verdict.ERASE])}
-
-
-def stored_bytes(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        return os.stat(path, follow_symlinks=False).st_size
-    return 0
-
-
-def progressbar(total_bytes: int) -> Any:
-    hidden = total_bytes < MIN_BYTES_FOR_PROGRESS or not sys.stderr.isatty()
-    return click.progressbar(length=total_bytes, file=sys.stderr, hidden=hidden)
+    return {path: count for path, one in found.items() if (count := one[Verdict.ERASE])}
 
 
 @contextlib.contextmanager
@@ -115,37 +85,26 @@ def reported(path: Path, problems: Problems) -> Iterator[None]:
 # Erasing.
 
 
-def erase_all(
-    directory: Path,
-    wanted: Wanted,
-    claim: int,
-    min_free_bytes: int,
-    found: Look,
-    problems: Problems,
-) -> None:
-    """Erase what a first look has found, and look again; note what is left, and why.
+def erase_in(directory: Path, wanted: Wanted, min_free_bytes: int, problems: Problems) -> None:
+    """Erase what a first look finds, and look again; note what is left, and why.
 
     Repeat both if a file was changed, or got more such events, meanwhile.
     """
-    known = found.keys()
     failed: Problems = {}
-    for _ in range(MAX_PASSES):
-        if not matched(found):
-            break
-        failed.clear()
-        total = sum(found[path].content_bytes for path in matched(found))
-        with progressbar(total) as progress:
-
-            def keep(lines: bytes, progress: Any = progress) -> bytes:
-                progress.update(len(lines))
-                return wanted.without(lines)
-
+    with alone(directory) as claim:
+        found = look(directory, wanted, problems)
+        tell(directory, found, "to erase")
+        known = found.keys()
+        for _ in range(MAX_PASSES):
+            if not matched(found):
+                break
+            failed.clear()
             for path in matched(found):
                 with reported(path, failed), contextlib.suppress(FileNotFoundError):
                     keep_one_of_two(path)
-                    rewrite(path, claim, keep, min_free_bytes)
-        problems.clear()
-        found = look(directory, wanted, problems, known)
+                    rewrite(path, claim, wanted.without, min_free_bytes)
+            problems.clear()
+            found = look(directory, wanted, problems, known)
     for path, left in matched(found).items():
         reason = failed.get(path, "stored since the first look; run it again")
         problems[path] = f"{plural(left, 'event')} left: {reason}"
@@ -224,21 +183,14 @@ def forget_command(
         raise SystemExit(1)
 
 
-def erase_in(directory: Path, wanted: Wanted, min_free_bytes: int, problems: Problems) -> None:
-    with alone(directory) as claim:
-        found = look(directory, wanted, problems)
-        tell(directory, found, "to erase")
-        erase_all(directory, wanted, claim, min_free_bytes, found, problems)
-
-
 def tell(directory: Path, found: Look, what: str, hint: str = "") -> None:
     total: Counter[Verdict] = Counter()
-    for path, one in found.items():
-        if events := one.verdicts[Verdict.ERASE]:
+    for path, verdicts in found.items():
+        if events := verdicts[Verdict.ERASE]:
             click.echo(f"{path}: {plural(events, 'event')}")
-        if lines := one.verdicts[Verdict.UNREADABLE]:
+        if lines := verdicts[Verdict.UNREADABLE]:
             click.echo(f"{path}: {plural(lines, 'line')} that cannot be read")
-        total += one.verdicts
+        total += verdicts
     if unknown := total[Verdict.UNKNOWN]:
         lacking = f"{plural(unknown, 'event')} without a whole address"
         click.echo(f"{directory}: {lacking}, which --ip cannot find")
