@@ -42,9 +42,6 @@ def event(n: int = 0, **more: Any) -> bytes:
     return f"{encode(record | more)}\n".encode("ascii")
 
 
-LINE_BYTES = len(event())
-
-
 @pytest.fixture
 def run(make_app: Callable[..., Flask], data_dir: Path) -> Callable[..., Result]:
     data_dir.mkdir(exist_ok=True)
@@ -224,41 +221,50 @@ def test_the_work_files_of_housekeeping_are_ignored(
     assert (run().exit_code, run().stderr) == (0, "")
 
 
+ONE, TWO, THREE = map(event, range(1, 4))
+OVERLAP = f"Error: {NAME}.gz: has some of the lines of {NAME}; both are counted"
+
+
 @pytest.mark.parametrize(
-    ("archived", "problems"),
+    ("plain", "archived", "events", "problem"),
     [
-        pytest.param(gzip.compress(event(1) + event(2)), 0, id="the same lines"),
-        pytest.param(gzip.compress(event(1)), 0, id="the first ones"),
-        pytest.param(gzip.compress((event(1) + event(2))[:-9]), 0, id="torn"),
-        pytest.param(gzip.compress(event(1) * 500 + event(2))[:40], 1, id="damaged"),
+        pytest.param(ONE + TWO, ONE + TWO, 2, "", id="the same lines"),
+        pytest.param(ONE + TWO, ONE, 2, "", id="the archive has the first ones"),
+        pytest.param(ONE + TWO, (ONE + TWO)[:-9], 2, "", id="the archive is torn"),
+        pytest.param(ONE + TWO[:9], ONE + TWO, 2, "", id="the plain file is torn"),
+        pytest.param(TWO, ONE + TWO, 2, "", id="the archive begins earlier"),
+        pytest.param(ONE + ONE + TWO, ONE + TWO, 3, "", id="a line twice"),
+        pytest.param(b"", ONE, 1, "", id="the plain file is empty"),
+        pytest.param(TWO, ONE, 2, "", id="nothing in common"),
+        pytest.param(ONE + TWO, TWO + THREE, 4, OVERLAP, id="some lines in common"),
     ],
 )
-def test_lines_that_a_killed_compression_left_in_both_files_count_once(
-    run: Callable[..., Result], data_dir: Path, archived: bytes, problems: int
+def test_lines_that_a_plain_file_and_its_archive_have_count_once(
+    run: Callable[..., Result],
+    data_dir: Path,
+    plain: bytes,
+    archived: bytes,
+    events: int,
+    problem: str,
 ) -> None:
-    (data_dir / NAME).write_bytes(event(1) + event(2))
-    (data_dir / f"{NAME}.gz").write_bytes(archived)
+    (data_dir / NAME).write_bytes(plain)
+    (data_dir / f"{NAME}.gz").write_bytes(gzip.compress(archived))
+    ran = run("--format=json")
+
+    assert json.loads(ran.stdout)["events"]["core"] == events
+    assert ran.stderr.replace(f"{data_dir}/", "").strip() == problem
+    assert ran.exit_code == bool(problem)
+
+
+def test_a_damaged_archive_is_named_though_its_lines_are_in_the_plain_file_too(
+    run: Callable[..., Result], data_dir: Path
+) -> None:
+    (data_dir / NAME).write_bytes(ONE + TWO)
+    (data_dir / f"{NAME}.gz").write_bytes(gzip.compress(ONE * 500 + TWO)[:40])
     ran = run("--format=json")
 
     assert json.loads(ran.stdout)["events"]["core"] == 2
-    assert len(ran.stderr.splitlines()) == problems
-
-
-def test_an_archive_with_other_lines_counts_beside_its_plain_file(
-    run: Callable[..., Result], data_dir: Path
-) -> None:
-    """Where they share lines, some count twice: that is a problem."""
-    (data_dir / NAME).write_bytes(event(1))
-    archive = data_dir / f"{NAME}.gz"
-    archive.write_bytes(gzip.compress(event(2)))
-    assert run().exit_code == 0
-    archive.write_bytes(gzip.compress(event(1) + event(2)))
-    (data_dir / NAME).write_bytes(event(3) + event(1))
-
-    ran = run("--format=json")
-
-    assert (ran.exit_code, json.loads(ran.stdout)["events"]["core"]) == (1, 4)
-    assert ran.stderr.startswith(f"Error: {archive}: has some of the lines of {NAME}")
+    assert len(ran.stderr.splitlines()) == 1
 
 
 def test_a_line_that_is_written_meanwhile_is_kept_for_the_next_read(tmp_path: Path) -> None:
@@ -297,55 +303,34 @@ def test_a_file_that_is_compressed_while_the_report_runs_is_read_from_its_archiv
 # Lines.
 
 
-@pytest.mark.parametrize("block_bytes", [*range(LINE_BYTES - 9, LINE_BYTES + 9), 1, 2**24])
-def test_a_line_at_the_edge_of_a_block_counts_once(
-    count: Callable[..., int], data_dir: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+@pytest.mark.parametrize(
+    ("usual", "odd", "unreadable"),
+    [
+        (b':"', b': "', 0),
+        (b"a.example", b"\\u0061.example", 0),
+        (b'"source"', b'"more":1,"source"', 0),
+        (b"}}", b"}}\r", 0),
+        (event(), b"\n", 1),
+        (b"192", b"1\x0092", 1),
+        (b"192", b"1\x8592", 1),
+        (b"192", b"1\\x92", 1),
+        (b"d5e1", b"d5\x1fe", 1),
+        (b'"version"', b'"version",', 1),
+        (b"5.0.12", b"5.0\xff", 1),
+        (b'"resourceCount":1', b'"resourceCount":NaN', 1),
+        (b'"resourceCount":1', b'"resourceCount":true', 1),
+        (b"}}\n", b"}\n", 1),
+    ],
+)
+def test_an_odd_byte_in_a_line_makes_no_difference_or_the_line_unreadable(
+    usual: bytes, odd: bytes, unreadable: int
 ) -> None:
-    (data_dir / NAME).write_bytes(b"".join(map(event, range(20))) + event()[:-1])
-    monkeypatch.setattr(report.reading, "BLOCK_BYTES", block_bytes)
+    tally, expected = Tally(), Tally()
+    count_events(event(1) + event().replace(usual, odd) + event(2), tally)
+    count_events(event(1) + event() * (1 - unreadable) + event(2), expected)
+    expected.unreadable_lines = unreadable
 
-    assert count() == 20
-
-
-ODD = [
-    event().replace(b'":"', b'": "'),
-    event().replace(b"a.example", b"\\u0061.example"),
-    event().replace(b'"source"', b'"more":1,"source"'),
-    event().replace(b"}}", b"}}\r"),
-    event(resource=1),
-]
-UNREADABLE = [
-    b"\n",
-    event().replace(b"192", b"1\x0092"),
-    event().replace(b"192", b"1\x8592"),
-    event().replace(b"192", b"1\\x92"),
-    event().replace(b"d5e1", b"d5\x1fe"),
-    event().replace(b'"version"', b'"version",'),
-    event().replace(b"5.0.12", b"5.0\xff"),
-    event().replace(b'"resourceCount":1', b'"resourceCount":NaN'),
-    event().replace(b'"resourceCount":1', b'"resourceCount":true'),
-    event()[:-2] + b"\n",
-]
-
-
-@pytest.mark.parametrize("line", ODD)
-def test_an_odd_line_counts_as_the_usual_one_does(line: bytes) -> None:
-    odd, usual = Tally(), Tally()
-    count_events(event(1) + line + event(2), odd)
-    count_events(event(1) + event() + event(2), usual)
-
-    assert odd == usual
-
-
-@pytest.mark.parametrize("line", UNREADABLE)
-def test_a_line_that_is_not_json_is_counted_wherever_the_odd_byte_is(line: bytes) -> None:
-    tally, without = Tally(), Tally()
-    count_events(event(1) + line + event(2), tally)
-    count_events(event(1) + event(2), without)
-
-    assert tally.unreadable_lines == 1
-    tally.unreadable_lines = 0
-    assert tally == without
+    assert tally == expected
 
 
 def test_a_key_that_older_lines_lack_costs_no_line_its_fast_path(

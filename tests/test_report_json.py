@@ -1,21 +1,18 @@
-"""The report's JSON against its schema, the schema against its documentation; recipes."""
+"""The schema of the report's JSON against its documentation; recipes."""
 
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
-from flask import Flask
 from jsonschema import Draft202012Validator
 
-from random_folders import EXCLUSIONS, write_folders
-from records import SINCE, UNTIL, cli, core, write_days
+from records import UNTIL, cli, core, write_days
 from server import ROOT, program
 
 SCHEMA = json.loads((ROOT / "docs/report.schema.json").read_bytes())
@@ -48,18 +45,6 @@ def objects(schema: Any) -> Iterator[dict[str, Any]]:
     if isinstance(schema, list):
         for part in schema:
             yield from objects(part)
-
-
-@pytest.mark.parametrize("seed", range(300, 312))
-def test_what_the_report_prints_follows_the_schema(
-    make_app: Callable[..., Flask], tmp_path: Path, seed: int
-) -> None:
-    directories = write_folders(tmp_path / "folders", seed)
-    arguments = ["report", "--format=json", f"--since={SINCE}", f"--until={UNTIL}"]
-    arguments += [f"--exclude-host={pattern}" for pattern in Random(seed).choice(EXCLUSIONS)]
-    result = make_app().test_cli_runner().invoke(args=[*arguments, *map(str, directories)])
-
-    Draft202012Validator(SCHEMA).validate(json.loads(result.stdout))
 
 
 def test_the_schema_allows_no_key_that_it_does_not_name_and_requires_all() -> None:

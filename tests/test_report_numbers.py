@@ -1,10 +1,6 @@
 """Every number of `flask report --format json`: by hand, and against an independent count."""
 
-import gzip
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
@@ -13,13 +9,16 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from jsonschema import Draft202012Validator
 
 from naive_report import naive_report
 from random_folders import EXCLUSIONS, NO_EVENTS, ODD_EVENTS, write_folders
 from records import HASH, SINCE, TODAY, UNTIL, Days, cli, core, packages, write_days, write_lines
-from server import PATIENCE_SECONDS, ROOT
+from server import ROOT
 
-FLASK = Path(sys.executable).with_name("flask")
+SCHEMA = Draft202012Validator(json.loads((ROOT / "docs/report.schema.json").read_bytes()))
+
+
 CORE_FIGURES = ["events", "hosts", "projects", "addresses", "development_addresses"]
 
 
@@ -134,41 +133,22 @@ BY_HAND: dict[str, tuple[Days, dict[str, Any]]] = {
         {0: [core(name, f"192.0.2.{n}") for n, name in enumerate(DEPLOYED)]},
         {"days.-1.core.hosts": len(DEPLOYED), "days.-1.core.development_addresses": 0},
     ),
-    "a host was last seen with what it sent on its last day, however often it sent the rest": (
-        {0: [core(version="4.0.0")], 1: [core(version="5.0.1")] * 3},
-        {"core.versions": rows("hosts", ("4.0.0", 1, 1), ("5.0.1", 0, 3))},
-    ),
-    "of one day, a host was last seen with what it sent most": (
-        {0: [core(version="4.0.0")] * 2 + [core(version="5.0.1")]},
-        {"core.versions": rows("hosts", ("4.0.0", 1, 2), ("5.0.1", 0, 1))},
-    ),
-    "of two payloads as frequent, the greater one as text was seen last": (
-        {0: [core(resourceCount=9), core(resourceCount=10)]},
-        {"core.resource_count": spread(9, 9, 9, 9, 9)},
-    ),
-    "payloads are compared from the left: a provider that is set decides before the version": (
-        {0: [core(version="6", providers={"auth": False}), core(providers={"auth": True})]},
-        {
-            "core.versions": rows("hosts", ("5.0.1", 1, 1), ("6", 0, 1)),
-            "core.providers": rows("hosts", ("auth", 1, 1)),
-        },
-    ),
-    "payloads are compared as they are stored, in ASCII": (
-        {0: [core(version="next"), core(version="\u00e9"), core(version="Next")]},
-        {"core.versions": rows("hosts", ("next", 1, 1), ("Next", 0, 1), ("\u00e9", 0, 1))},
-    ),
-    "payloads with keys in another order, or with null for a missing key, are one payload": (
+    "a unit is last seen with its last day's most frequent payload, of several with the greatest": (
         {
             0: [
-                cli(command="dev", os="Linux"),
-                {
-                    "payload": {"os": "Linux", "command": "dev", "packages": [], "projectId": "p"},
-                    "source": "cli",
-                },
-                cli(command="start", os="macOS"),
+                *(core(version="4.0.0"), core("b.com", version="4.1.0")),
+                *(core("b.com", version="4.2.0"), core("b.com", version="4.1.0")),
+                *(core("c.com", version="next"), core("c.com", version="\u00e9")),
             ],
+            1: [core(version="5.0.1")] * 3,
         },
-        {"cli.operating_systems": rows("projects", ("Linux", 1, 2), ("macOS", 0, 1))},
+        {
+            "core.versions": rows(
+                "hosts",
+                *(("4.1.0", 1, 2), ("4.0.0", 1, 1), ("next", 1, 1)),
+                *(("5.0.1", 0, 3), ("4.2.0", 0, 1), ("\u00e9", 0, 1)),
+            )
+        },
     ),
     "lists cover 28 days, not one more": (
         {27: [core("a.com", version="1.0")], 28: [core("b.com", version="2.0")]},
@@ -182,20 +162,10 @@ BY_HAND: dict[str, tuple[Days, dict[str, Any]]] = {
             7: [core("a.com", version="4.57.1"), core("b.com", version="4")],
         },
         {
-            "weeks.-1.files": 3,
-            "adoption.-1": {
-                "since": "2026-11-16",
-                "until": "2026-11-22",
-                "hosts": 3,
-                "versions": {"5.1": 1, "5.1-pre": 1, "next": 1},
-            },
-            "adoption.-2": {
-                "since": "2026-11-09",
-                "until": "2026-11-15",
-                "hosts": 2,
-                "versions": {"4.57": 1, "4": 1},
-            },
-            "adoption.-3.hosts": None,
+            "adoption.hosts": [*[None] * 6, 2, 3],
+            "adoption.-1.since": "2026-11-16",
+            "adoption.-1.versions": {"5.1": 1, "5.1-pre": 1, "next": 1},
+            "adoption.-2.versions": {"4.57": 1, "4": 1},
         },
     ),
     "a pre-release needs two numeric parts, and nothing between them and its hyphen": (
@@ -318,32 +288,20 @@ BY_HAND: dict[str, tuple[Days, dict[str, Any]]] = {
             "missing_days": [
                 str(UNTIL - timedelta(days=n)) for n in range(54, 0, -1) if n not in (2, 13)
             ],
-            "days.-1": {
-                "date": "2026-11-22",
-                "refused": 0,
-                "core": dict.fromkeys(CORE_FIGURES, 0),
-                "cli": {"events": 0, "projects": 0, "addresses": 0},
-            },
-            "days.-2": {
-                "date": "2026-11-21",
-                "refused": 0,
-                "core": dict.fromkeys(CORE_FIGURES),
-                "cli": {"events": None, "projects": None, "addresses": None},
-            },
-            "weeks.-1.core.events": 1,
-            "weeks.-2.core.events": 0,
-            "weeks.-3.core.events": None,
+            "days.-1.core": dict.fromkeys(CORE_FIGURES, 0),
+            "days.-2.core": dict.fromkeys(CORE_FIGURES),
+            "days.-2.refused": 0,
+            "weeks.core.events": [0, *[None] * 5, 0, 1],
             "weeks.-3.cli": {"events": None, "projects": None, "addresses": None},
             "weeks.since": [str(SINCE + timedelta(days=7 * n)) for n in range(8)],
         },
     ),
-    "under a browser stand its majors, and an address counts in every browser it came with": (
+    "an address counts in every browser and system it came with; below are majors and versions": (
         {
             0: [
-                core(ip="192.0.2.1", browser="Firefox", browser_version="128.0"),
-                core(ip="192.0.2.1", browser="Firefox", browser_version="128.3.1"),
-                core(ip="192.0.2.1", browser="Firefox", browser_version="9"),
-                core(ip="192.0.2.2", browser="Firefox"),
+                core(ip="192.0.2.1", browser="Firefox", browser_version="128.0", os="Mac OS X"),
+                core(ip="192.0.2.1", browser="Firefox", browser_version="128.3.1", os="Linux"),
+                core(ip="192.0.2.2", browser="Firefox", os="Mac OS X", os_version="10.15.7"),
                 core(ip="192.0.2.1", browser="Edge", browser_version="9"),
                 core(ip=None),
             ]
@@ -351,30 +309,16 @@ BY_HAND: dict[str, tuple[Days, dict[str, Any]]] = {
         {
             "core.browsers": rows(
                 "addresses",
-                (
-                    "Firefox",
-                    2,
-                    4,
-                    rows("addresses", ("128", 1, 2), ("9", 1, 1), (None, 1, 1)),
-                ),
+                ("Firefox", 2, 3, rows("addresses", ("128", 1, 2), (None, 1, 1))),
                 ("Edge", 1, 1, rows("addresses", ("9", 1, 1))),
                 (None, 0, 1, rows("addresses", (None, 0, 1))),
-            )
-        },
-    ),
-    "under a system stand its versions as they are": (
-        {
-            0: [
-                core(ip="192.0.2.1", os="Mac OS X", os_version="10.15.7"),
-                core(ip="192.0.2.2", os="Mac OS X", os_version="10.15"),
-                core(ip="192.0.2.2", os="Mac OS X", os_version="10.15"),
-            ]
-        },
-        {
+            ),
             "core.operating_systems": rows(
                 "addresses",
-                ("Mac OS X", 2, 3, rows("addresses", ("10.15", 1, 2), ("10.15.7", 1, 1))),
-            )
+                ("Mac OS X", 2, 2, rows("addresses", ("10.15.7", 1, 1), (None, 1, 1))),
+                (None, 1, 2, rows("addresses", (None, 1, 2))),
+                ("Linux", 1, 1, rows("addresses", (None, 1, 1))),
+            ),
         },
     ),
     "resource counts are those of hosts: the lower middle, and what one or nine of ten reach": (
@@ -384,14 +328,6 @@ BY_HAND: dict[str, tuple[Days, dict[str, Any]]] = {
             + [core("localhost", resourceCount=1000), core("null.com", resourceCount=None)]
         },
         {"core.resource_count": spread(1, 1, 25, 81, 100)},
-    ),
-    "of eleven hosts two are needed for one tenth, ten for nine": (
-        {0: [core(f"h{n}.com", resourceCount=n) for n in range(11)]},
-        {"core.resource_count": spread(0, 1, 5, 9, 10)},
-    ),
-    "no host has no resource counts": (
-        {0: [core("localhost"), core(None)]},
-        {"core.resource_count": spread(None, None, None, None, None)},
     ),
     "a command counts every project that ran it": (
         {
@@ -403,36 +339,13 @@ BY_HAND: dict[str, tuple[Days, dict[str, Any]]] = {
             "cli.commands": rows("projects", ("dev", 2, 4), ("build", 1, 1), (None, 0, 1)),
         },
     ),
-    "frameworks, environments and systems count a project with what it was last seen with": (
-        {
-            0: [cli("p", projectFramework="vite", nodeEnv="ci")],
-            1: [cli("p", projectFramework="next", os="Linux")] * 2,
-            2: [cli(None, projectFramework="next")],
-        },
-        {
-            "cli.frameworks": rows("projects", ("vite", 1, 1), ("next", 0, 3)),
-            "cli.environments": rows("projects", ("ci", 1, 1), (None, 0, 3)),
-            "cli.operating_systems": rows("projects", (None, 1, 2), ("Linux", 0, 2)),
-        },
-    ),
     "under a major of Node stand its series": (
-        {
-            0: [
-                cli("p", nodeVersion="v22.11.0"),
-                cli("q", nodeVersion="v22.11.1"),
-                cli("r", nodeVersion="22.9"),
-                cli("s", nodeVersion="v8"),
-                cli("t", nodeVersion="version unknown"),
-                cli(None, nodeVersion=None),
-            ]
-        },
+        {0: [cli(n, nodeVersion=n) for n in ("v22.11.0", "v22.11.1", "22.9", "version unknown")]},
         {
             "cli.node_versions": rows(
                 "projects",
                 ("22", 3, 3, rows("projects", ("22.11", 2, 2), ("22.9", 1, 1))),
-                ("8", 1, 1, rows("projects", ("8", 1, 1))),
                 ("version unknown", 1, 1, rows("projects", ("version unknown", 1, 1))),
-                (None, 0, 1, rows("projects", (None, 0, 1))),
             )
         },
     ),
@@ -474,13 +387,13 @@ Count = Callable[..., dict[str, Any]]
 
 @pytest.fixture(params=["naive count", "report"])
 def count(request: pytest.FixtureRequest, make_app: Callable[..., Flask], data_dir: Path) -> Count:
-    """Count what is in `data_dir`: 8 weeks to yesterday, or a period."""
+    """Count what is in `data_dir`, from 8 weeks before yesterday or another day."""
 
-    def naively(since: date | None = None, until: date = UNTIL) -> dict[str, Any]:
-        return naive_report([data_dir], since or until - timedelta(days=55), until, TODAY)
+    def naively(since: date = SINCE) -> dict[str, Any]:
+        return naive_report([data_dir], since, UNTIL, TODAY)
 
-    def report(**period: date) -> dict[str, Any]:
-        return run_report(make_app(), *(f"--{name}={day}" for name, day in period.items()))
+    def report(since: date = SINCE) -> dict[str, Any]:
+        return run_report(make_app(), f"--since={since}")
 
     return naively if request.param == "naive count" else report
 
@@ -488,18 +401,8 @@ def count(request: pytest.FixtureRequest, make_app: Callable[..., Flask], data_d
 def run_report(app: Flask, *arguments: str) -> dict[str, Any]:
     """Run `flask report`; today is `TODAY`."""
     result = app.test_cli_runner().invoke(args=["report", "--format=json", *arguments])
-    return parse(result.stdout)
-
-
-def parse(text: str) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads(text, object_pairs_hook=each_key_once)
+    report: dict[str, Any] = json.loads(result.stdout)
     return report
-
-
-def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    assert len(set(keys)) == len(keys), keys
-    return dict(pairs)
 
 
 @pytest.mark.parametrize(("days", "expected"), BY_HAND.values(), ids=BY_HAND)
@@ -513,69 +416,29 @@ def test_the_numbers_are_those_counted_by_hand(
     assert {path: at(report, path) for path in expected} == expected
 
 
-def test_a_line_that_is_no_event_is_counted_as_unreadable(count: Count, data_dir: Path) -> None:
-    write_lines(data_dir / f"events-{UNTIL}.jsonl", NO_EVENTS)
-
-    report = count()
-
-    assert report["unreadable_lines"] == len(NO_EVENTS)
-    assert report["events"] == {"core": 0, "cli": 0}
-
-
-def test_an_event_written_in_another_way_is_an_event(count: Count, data_dir: Path) -> None:
-    write_lines(data_dir / f"events-{UNTIL}.jsonl", ODD_EVENTS)
-
-    report = count()
-
-    assert report["unreadable_lines"] == 0
-    assert sum(report["events"].values()) == len(ODD_EVENTS)
-
-
-ONE, TWO, THREE = (b'{"source":"core","hostname":"%d.com","payload":{}}\n' % n for n in (1, 2, 3))
-
-
 @pytest.mark.parametrize(
-    ("plain", "archived", "events"),
+    ("lines", "unreadable"),
     [
-        pytest.param(ONE + TWO, None, 2, id="plain"),
-        pytest.param(None, [ONE + TWO], 2, id="archive"),
-        pytest.param(None, [ONE + TWO[:9], TWO[9:] + THREE], 3, id="archive of two members"),
-        pytest.param(ONE + TWO, [ONE + TWO], 2, id="both the same"),
-        pytest.param(ONE + TWO, [ONE], 2, id="went on after compression"),
-        pytest.param(ONE + TWO, [ONE + TWO[:9]], 2, id="compressed within a line"),
-        pytest.param(TWO, [ONE], 2, id="went on in a new file"),
-        pytest.param(ONE, [ONE + TWO], 2, id="archive that goes on"),
-        pytest.param(ONE + TWO[:9], [ONE + TWO], 2, id="archive that goes on behind a torn line"),
-        pytest.param(TWO, [ONE + TWO], 2, id="archive that begins earlier"),
-        pytest.param(ONE + ONE + TWO, [ONE + TWO], 3, id="a line twice"),
-        pytest.param(ONE + TWO, [TWO + THREE], 4, id="archive that overlaps"),
-        pytest.param(b"", [ONE], 1, id="plain and empty"),
-        pytest.param(ONE, [], 1, id="archive of nothing"),
-        pytest.param(ONE + TWO[:-1], None, 1, id="torn"),
-        pytest.param(b"\x00" + ONE + b"\n" + TWO, None, 1, id="two lines unreadable"),
+        pytest.param(NO_EVENTS, len(NO_EVENTS), id="no events"),
+        pytest.param(ODD_EVENTS, 0, id="events written in another way"),
     ],
 )
-def test_a_day_counts_its_plain_file_and_the_lines_only_in_its_archive(
-    count: Count, data_dir: Path, plain: bytes | None, archived: list[bytes] | None, events: int
+def test_a_line_is_an_event_or_unreadable(
+    count: Count, data_dir: Path, lines: list[bytes], unreadable: int
 ) -> None:
-    data_dir.mkdir(exist_ok=True)
-    path = data_dir / f"events-{UNTIL}.jsonl"
-    if plain is not None:
-        path.write_bytes(plain)
-    if archived is not None:
-        data_dir.joinpath(f"{path.name}.gz").write_bytes(b"".join(map(gzip.compress, archived)))
+    write_lines(data_dir / f"events-{UNTIL}.jsonl", lines)
 
     report = count()
 
-    assert report["events"]["core"] == events
-    assert str(UNTIL) not in report["missing_days"]
+    assert report["unreadable_lines"] == unreadable
+    assert sum(report["events"].values()) == len(lines) - unreadable
 
 
 def test_refusals_are_counted_by_reason_within_the_period(count: Count, data_dir: Path) -> None:
-    reasons = [("core", "version", "is missing"), ("cli", None, "is missing"), ("core", None, "x")]
     a, b, c = (
-        json.dumps({"source": source, "field": field, "detail": detail}).encode()
-        for source, field, detail in reasons
+        b'{"source":"core","field":"version","detail":"is missing"}',
+        b'{"source":"cli","field":null,"detail":"is missing"}',
+        b'{"source":"core","detail":"x"}',
     )
     write_lines(data_dir / f"refused-{UNTIL}.jsonl", [a, b, c, b, b"{}", b'{"field":1}', b"x"])
     write_lines(data_dir / f"refused-{SINCE}.jsonl", [b])
@@ -583,15 +446,11 @@ def test_refusals_are_counted_by_reason_within_the_period(count: Count, data_dir
 
     report = count()
 
-    names = ("source", "field", "detail", "events")
-    assert report["refused"] == [
-        dict(zip(names, values, strict=True))
-        for values in [
-            ("cli", None, "is missing", 3),
-            ("core", "version", "is missing", 1),
-            ("core", None, "x", 1),
-            (None, None, None, 1),
-        ]
+    assert [tuple(row.values()) for row in report["refused"]] == [
+        ("cli", None, "is missing", 3),
+        ("core", "version", "is missing", 1),
+        ("core", None, "x", 1),
+        (None, None, None, 1),
     ]
     assert report["unreadable_lines"] == 2
     assert str(UNTIL) in report["missing_days"]
@@ -614,18 +473,6 @@ def test_the_windows_are_read_whole_though_the_period_is_one_day(
     assert [day["date"] for day in report["days"]] == [str(UNTIL)]
 
 
-@pytest.mark.parametrize("days_later", [-1, 0, 1])
-def test_a_period_that_does_not_end_before_today_is_unfinished(
-    count: Count, data_dir: Path, days_later: int
-) -> None:
-    data_dir.mkdir(exist_ok=True)
-
-    report = count(until=TODAY + timedelta(days=days_later))
-
-    assert report["unfinished"] is (days_later >= 0)
-    assert report["weeks"][-1]["until"] == report["until"] == str(TODAY + timedelta(days_later))
-
-
 # Against the naive count
 
 
@@ -640,13 +487,12 @@ RANGES: dict[str, tuple[date, date]] = {
     "before every file": (date(2025, 1, 1), date(2025, 3, 1)),
     "after every file": (date(2027, 3, 1), date(2027, 3, 20)),
 }
-
-
 RANGES_EACH = 3
+BLOCK_BYTES = {100: 1, 101: 100, 102: 1000}  # by seed
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_every_number_is_that_of_the_naive_count(
+@pytest.mark.parametrize("seed", range(24))
+def test_every_number_is_that_of_the_naive_count_and_as_the_schema_says(
     make_app: Callable[..., Flask], tmp_path: Path, seed: int
 ) -> None:
     app = make_app()
@@ -663,18 +509,14 @@ def test_every_number_is_that_of_the_naive_count(
 
         expected = naive_report(directories, since, until, TODAY, patterns=patterns)
         assert first_difference(report, expected) is None, (name, patterns)
+    SCHEMA.validate(report)
 
 
-@pytest.mark.parametrize("block_bytes", [1, 100, 1000])
-@pytest.mark.parametrize("seed", range(100, 105))
+@pytest.mark.parametrize("seed", BLOCK_BYTES)
 def test_every_number_is_the_same_in_several_processes_and_small_blocks(
-    make_app: Callable[..., Flask],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    seed: int,
-    block_bytes: int,
+    make_app: Callable[..., Flask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr("report.reading.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("report.reading.BLOCK_BYTES", BLOCK_BYTES[seed])
     monkeypatch.setattr("report.reading.MIN_BYTES_FOR_PROCESSES", 0)
     directories = write_folders(tmp_path / "folders", seed)
     since = UNTIL - timedelta(days=97)  # longer than the windows
@@ -682,25 +524,6 @@ def test_every_number_is_the_same_in_several_processes_and_small_blocks(
     report = run_report(make_app(), f"--since={since}", *map(str, directories))
 
     expected = naive_report(directories, since, UNTIL, TODAY)
-    assert first_difference(report, expected) is None
-
-
-def test_the_command_itself_prints_the_same_numbers(tmp_path: Path) -> None:
-    directories = write_folders(tmp_path / "folders", 204)
-    command = [str(FLASK), "report", "--format=json", f"--since={SINCE}", f"--until={UNTIL}"]
-
-    result = subprocess.run(
-        [*command, *map(str, directories)],
-        cwd=ROOT,
-        env=os.environ | {"TELEMETRY_DATA_DIR": str(tmp_path / "data")},
-        stdout=subprocess.PIPE,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-    )
-
-    report = parse(result.stdout.decode())
-    expected = naive_report(directories, SINCE, UNTIL, TODAY)
-    expected["unfinished"] = report["unfinished"]  # depends on today
     assert first_difference(report, expected) is None
 
 
