@@ -1,21 +1,28 @@
 """Fixtures: the app in this process, and a real gunicorn in one of its own."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
 from app import create_app
-from chromium import Chromium
 from faults import FailingOs, use_as_os
-from server import Server, program
+from server import PATIENCE_SECONDS, Server, package, program
 from settings import read_settings
+from web import Site
+
+if TYPE_CHECKING:  # importing it takes a third of a second, which most tests need not spend
+    from playwright.sync_api import Browser
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+# Playwright turns on navigator.webdriver.  Tests are about users, who do not have it.
+WITHOUT_WEBDRIVER = "--disable-blink-features=AutomationControlled"
 NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 
 # A setting of the developer's own shell must not decide a test.
@@ -23,12 +30,27 @@ for name in [name for name in os.environ if name.startswith("TELEMETRY_")]:
     del os.environ[name]
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """A Chromium for all tests of a module."""
-    chromium = Chromium(program(*CHROMIUM_NAMES), tmp_path_factory.mktemp("chromium"))
-    yield chromium
-    chromium.close()
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Browser"]:
+    """A Chromium for all tests."""
+    chromium = program(*CHROMIUM_NAMES)
+    with package("playwright.sync_api").sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=chromium, args=[WITHOUT_WEBDRIVER])
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """The web server of an app."""
+    with Site() as site:
+        yield site
+
+
+@pytest.fixture
+def mute() -> Iterator[socket.socket]:
+    """A server that accepts connections and never responds."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PATIENCE_SECONDS)
+        yield listener
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """clients/ as an npm package, in a Vite app, a Next.js app and scripts of every runtime."""
 
 import json
-import mimetypes
 import os
 import shutil
 import socket
@@ -13,14 +12,17 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chromium import Chromium, Site
 from npm import APPS, MODULES, install_packages, install_senders, run_npm, runtime
 from server import PATIENCE_SECONDS, ROOT, Server, children, program, wait_until
 from settings import VERSION
+from web import Site
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Whichever test is the first waits until npm has installed the packages.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(390)]
@@ -90,13 +92,6 @@ def test_types_are_strict(project: Path, module: str, resolution: str, copied: b
     assert run_module("typescript/bin/tsc", *options, "types.mts", cwd=project) == ""
 
 
-@pytest.fixture
-def site() -> Iterator[Site]:
-    site = Site()
-    yield site
-    site.close()
-
-
 BUILDERS = {"vite": ("vite/bin/vite.js", "dist"), "next": ("next/dist/bin/next", "out")}
 
 
@@ -113,25 +108,27 @@ def build(name: str, project: Path, url: str) -> Path:
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_page_load_of_a_built_app_is_one_event(
-    project: Path, browser: Chromium, site: Site, server: Server, name: str
+    project: Path, browser: "Browser", site: Site, server: Server, name: str
 ) -> None:
     url = f"http://127.0.0.1:{server.port}"
     built = build(name, project, url)
     for path in filter(Path.is_file, built.rglob("*")):
-        kind = mimetypes.guess_type(path)[0] or "text/plain"
-        site.files[f"/{path.relative_to(built)}"] = (kind, path.read_bytes())
-    site.files["/favicon.ico"] = ("image/x-icon", b"")
+        site.files[f"/{path.relative_to(built)}"] = path.read_bytes()
+    site.files["/favicon.ico"] = b""
 
-    tab = browser.open_tab()
-    tab.go(f"http://localhost:{site.port}/index.html")
+    tab = browser.new_page()
+    happened: list[str] = []
+    tab.on("request", lambda request: happened.append(request.url))
+    tab.on("console", lambda message: happened.append(message.text))
+    tab.on("pageerror", lambda error: happened.append(str(error)))
+    tab.goto(f"http://localhost:{site.port}/index.html")
     wait_until(server.events)
-    tab.wait_until_idle()
+    tab.close()
     (event,) = server.events()
     assert event["payload"]["version"] == "1.2.3"
     assert event["hostname"] == "localhost"
-    assert len(tab.requests(f"{url}/telemetry")) == 1
-    assert tab.errors() == []
-    tab.close()
+    own = f"http://localhost:{site.port}/"
+    assert [one for one in happened if not one.startswith(own)] == [f"{url}/telemetry"]
 
 
 def test_the_browsers_sender_adds_less_than_two_and_a_half_kilobytes_to_an_app(
