@@ -57,10 +57,10 @@ def create_app() -> Flask:
     patch.object(os, "ftruncate", truncate(os.ftruncate)).start()
     patch.object(threading.Thread, "start", start_thread(threading.Thread.start)).start()
 
-    if fault := os.environ.get("PLANTED"):
+    for fault in os.environ.get("PLANTED", "").split():
         import planted
 
-        planted.plant(fault)
+        getattr(planted, fault)()
 
     import app
 

@@ -1,12 +1,11 @@
 """What is wrong with the files after a run, held against what everybody noted."""
 
 import gzip
-import itertools
 import json
 import os
 import re
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from ipaddress import ip_interface
@@ -91,17 +90,15 @@ class Judgement:
             *summary("twice", self.twice()),
             *summary("unlike what was sent", self.unlike()),
             *summary("in a file that was moved or deleted before", self.misplaced()),
-            *summary("hash", self.hashes()),
             *summary("not forgotten", self.not_forgotten()),
         ]
 
     def lost(self) -> Iterator[str]:
         stored = {one.record["payload"]["projectId"] for one in self.stored}
-        truncated = max(self.world.truncated, default=-1.0)
         for project, sent in self.sent.items():
             is_excused = (
                 project in self.deleted
-                or sent.began <= truncated
+                or sent.began <= self.world.truncated
                 or (sent.event.hostname == MARKED and self.world.is_forgetting)
             )
             if sent.is_acknowledged and project not in stored and not is_excused:
@@ -144,27 +141,6 @@ class Judgement:
         for project, since in self.deleted.items():
             if project in self.sent and self.sent[project].began > since:
                 yield f"{project} in a deleted file"
-
-    def hashes(self) -> Iterator[str]:
-        """Yield addresses with two hashes under one key, or with one hash under two."""
-        if self.world.mixture.mode != "hashed":
-            return
-        found: dict[tuple[str, str], dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-        for _, record in self.stored:
-            sent = self.sent.get(record["payload"]["projectId"])
-            if sent and sent.event.address and sent.began:
-                breaks = self.world.key_breaks
-                if not any(sent.began <= end and begin <= sent.ended for begin, end in breaks):
-                    keys = sum(end < sent.began for _, end in breaks)
-                    day = record["received_at"][:10]
-                    found[day, sent.event.address][keys].add(record["ip"])
-        for (day, address), hashes in found.items():
-            for one in hashes.values():
-                if len(one) > 1:
-                    yield f"{len(one)} hashes of {address} under one key of {day}"
-            for one, other in itertools.combinations(hashes.values(), 2):
-                if one & other:
-                    yield f"a key of {day} outlived its file"
 
     def not_forgotten(self) -> Iterator[str]:
         for path, record in self.stored:
