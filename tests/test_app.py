@@ -2,7 +2,6 @@
 
 import json
 import re
-from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import EnvironBuilder, TestResponse
 
-from server import CLI, COMMON_HEADERS, CORE
+from server import CLI, COMMON_HEADERS, core_payload
 
-GOOD_CORE = b64encode(json.dumps(CORE).encode()).decode()
+GOOD_CORE = core_payload()
 GOOD_CLI = json.dumps(CLI).encode()
 DATA_REQUESTS = [("GET", "/"), ("GET", "/telemetry"), ("POST", "/"), ("POST", "/telemetry")]
 DATA_REQUESTS += [("POST", "/cli")]
@@ -44,18 +43,6 @@ def has_headers(response: TestResponse, outcome: str) -> bool:
     return {name: response.headers.get(name) for name in expected} == expected
 
 
-@pytest.mark.parametrize(("method", "path"), DATA_REQUESTS)
-def test_an_event_is_answered_and_on_disk(
-    client: FlaskClient, data_dir: Path, method: str, path: str
-) -> None:
-    response = send(client, method, path)
-
-    assert response.status_code == (200 if method == "GET" else 204)
-    assert has_headers(response, "stored")
-    (event,) = stored(data_dir)
-    assert event["source"] == ("cli" if path == "/cli" else "core")
-
-
 def test_the_pixel_is_a_transparent_gif(client: FlaskClient) -> None:
     response = send(client, "GET", "/")
 
@@ -65,38 +52,6 @@ def test_the_pixel_is_a_transparent_gif(client: FlaskClient) -> None:
     assert response.data.endswith(b";")
     assert width_and_height == b"\x01\x00\x01\x00"
     assert transparency[:4] == b"\x21\xf9\x04\x01"
-
-
-FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
-
-
-@pytest.mark.parametrize(
-    ("path", "line"),
-    [
-        (
-            "/",
-            b'{"id":"ID","received_at":"2026-11-23T12:00:00.123Z","source":"core","ip":"127.0.0.1",'
-            b'"hostname":"admin.example.com","browser":"Firefox","browser_version":"128.0",'
-            b'"os":"Linux","os_version":null,"payload":{"providers":{"auth":true,"data":true,'
-            b'"router":false,"live":false,"notification":false,"auditLog":false,"i18n":false,'
-            b'"accessControl":false},"version":"5.0.12","resourceCount":3,"projectId":null}}\n',
-        ),
-        (
-            "/cli",
-            b'{"id":"ID","received_at":"2026-11-23T12:00:00.123Z","source":"cli","ip":"127.0.0.1",'
-            b'"payload":{"nodeEnv":null,"nodeVersion":"v20.20.2","os":null,"osVersion":null,'
-            b'"command":null,"packages":[],"projectFramework":"vite","projectId":null}}\n',
-        ),
-    ],
-)
-def test_a_record_is_these_bytes(
-    client: FlaskClient, data_dir: Path, path: str, line: bytes
-) -> None:
-    headers = {"Origin": "https://Admin.example.com:8443", "User-Agent": FIREFOX}
-    send(client, "POST", path, content_type="text/plain", headers=headers)
-
-    written = (data_dir / "events-2026-11-23.jsonl").read_bytes()
-    assert re.sub(rb'"id":"[0-9a-f-]{36}"', b'"id":"ID"', written) == line
 
 
 @pytest.mark.parametrize(
@@ -152,39 +107,24 @@ def test_only_the_value_1_opts_out_and_only_where_the_settings_honour_it(
     assert len(stored(data_dir)) == 1
 
 
-@pytest.mark.parametrize(("method", "path"), DATA_REQUESTS)
+@pytest.mark.parametrize("source", ["core", "cli"])
 def test_a_refusal_is_a_problem_document_and_stores_no_event(
-    client: FlaskClient, data_dir: Path, method: str, path: str
+    client: FlaskClient, data_dir: Path, source: str
 ) -> None:
-    bad = {"nodeVersion": 1} if path == "/cli" else CORE | {"version": 1}
-    field = "nodeVersion" if path == "/cli" else "version"
-    body = json.dumps(bad).encode()
-    if path != "/cli":
-        body = b64encode(body)
-    query = {"payload": body.decode()} if method == "GET" else None
-
-    response = client.open(path, method=method, query_string=query, data=body if not query else "")
+    if source == "core":
+        field, response = "version", client.get(f"/?payload={core_payload(version=1)}")
+    else:
+        field, response = "nodeVersion", client.post("/cli", json=CLI | {"nodeVersion": 1})
 
     assert response.status_code == 400
     assert has_headers(response, "refused")
     assert response.mimetype == "application/problem+json"
     detail = f"{field}: want a string of 1 to 256 characters, got an integer."
-    assert json.loads(response.data) == {
-        "title": "Bad Request",
-        "status": 400,
-        "detail": detail,
-        "field": field,
-    }
+    said = {"status": 400, "detail": detail, "field": field}
+    assert json.loads(response.data) == said | {"title": "Bad Request"}
     assert stored(data_dir) == []
-    assert refused(client, data_dir) == [
-        {
-            "received_at": "2026-11-23T12:00:00.123Z",
-            "source": "cli" if path == "/cli" else "core",
-            "status": 400,
-            "field": field,
-            "detail": detail,
-        }
-    ]
+    received_at = "2026-11-23T12:00:00.123Z"
+    assert refused(client, data_dir) == [said | {"received_at": received_at, "source": source}]
 
 
 @pytest.mark.parametrize(
@@ -234,47 +174,24 @@ def test_head_stores_nothing(client: FlaskClient, data_dir: Path, path: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [*DATA_REQUESTS, ("GET", "/nothing"), ("GET", "/healthz")]
-)
-def test_no_response_sets_a_cookie_or_redirects(
-    client: FlaskClient, method: str, path: str
-) -> None:
-    response = send(client, method, path)
-
-    assert "Set-Cookie" not in response.headers
-    assert not 300 <= response.status_code < 400
-
-
-@pytest.mark.parametrize(
-    ("mode", "peer", "kept"),
+    ("mode", "kept"),
     [
-        ("full", "192.0.2.77", "192.0.2.77"),
-        ("masked", "192.0.2.77", "192.0.2.0"),
-        ("masked", "2001:db8:1:2::3", "2001:db8:1::"),
-        ("none", "192.0.2.77", None),
+        ("full", "192.0.2.77"),
+        ("masked", "192.0.2.0"),
+        ("hashed", "[0-9a-f]{64}"),
+        ("none", "None"),
     ],
 )
-def test_an_address_is_stored_as_the_mode_says(
-    make_app: Callable[..., Flask], data_dir: Path, mode: str, peer: str, kept: str | None
-) -> None:
-    client = make_app(IP=mode).test_client()
-    send(client, "POST", "/cli", environ_overrides={"REMOTE_ADDR": peer})
-
-    assert [event["ip"] for event in stored(data_dir)] == [kept]
-
-
-def test_hashed_addresses_are_the_same_for_every_worker_of_a_day(
-    make_app: Callable[..., Flask], data_dir: Path
+def test_an_address_is_stored_as_the_mode_says_by_every_worker(
+    make_app: Callable[..., Flask], data_dir: Path, mode: str, kept: str
 ) -> None:
     for _ in range(2):  # two apps on one directory, as two workers are
-        client = make_app(IP="hashed").test_client()
-        for peer in ("192.0.2.1", "192.0.2.2"):
-            send(client, "POST", "/cli", environ_overrides={"REMOTE_ADDR": peer})
+        client = make_app(IP=mode).test_client()
+        send(client, "POST", "/cli", environ_overrides={"REMOTE_ADDR": "192.0.2.77"})
 
-    first, second, again_first, again_second = (event["ip"] for event in stored(data_dir))
-    assert (first, second) == (again_first, again_second)
-    assert first != second
-    assert re.fullmatch(r"[0-9a-f]{64}", first)
+    first, second = (str(event["ip"]) for event in stored(data_dir))
+    assert first == second
+    assert re.fullmatch(kept, first)
 
 
 @pytest.mark.parametrize(
@@ -304,22 +221,6 @@ def test_only_trusted_proxies_forward_addresses_and_others_are_warned_about_once
     assert [event["ip"] for event in stored(data_dir)] == [kept] * 3
     assert caplog.text.count("TELEMETRY_TRUSTED_PROXIES") == warnings
     assert not [text for text in ("10.0.0.9", "8.8.4.4") if text in caplog.text]
-
-
-def test_an_event_that_cannot_be_stored_gets_a_503_with_retry_after(
-    make_app: Callable[..., Flask], tmp_path: Path
-) -> None:
-    in_the_way = tmp_path / "file"
-    client = make_app(DATA_DIR=str(in_the_way)).test_client()
-    in_the_way.touch()
-
-    response = send(client, "POST", "/cli")
-
-    assert response.status_code == 503
-    assert has_headers(response, "failed")
-    assert response.mimetype == "application/problem+json"
-    assert int(response.headers["Retry-After"]) > 0
-    assert client.get("/healthz").status_code == 503
 
 
 def test_an_error_of_our_own_is_a_problem_document_too(

@@ -12,14 +12,10 @@ import pytest
 import parsing
 from files.records import PROVIDERS
 from parsing import Rejected, parse_cli, parse_core
-from server import CLI, CORE
+from server import CLI, CORE, core_payload
 
 ALL_FALSE = dict.fromkeys(PROVIDERS, False)
 SET = ["live", "i18n"]
-
-
-def core(**changes: Any) -> str:
-    return b64encode(json.dumps(CORE | changes).encode()).decode()
 
 
 def cli(**changes: Any) -> bytes:
@@ -48,7 +44,7 @@ def without(payload: dict[str, Any], name: str) -> dict[str, Any]:
 def test_providers_are_stored_as_all_eight_names_in_order(
     sent: Any, stored: dict[str, bool]
 ) -> None:
-    providers = parse_core(core(providers=sent))["providers"]
+    providers = parse_core(core_payload(providers=sent))["providers"]
 
     assert list(providers.items()) == list(stored.items())
 
@@ -66,7 +62,7 @@ def test_only_listed_fields_are_kept_in_the_order_of_the_record() -> None:
         ("projectFramework", "vite"),
         ("projectId", None),
     ]
-    assert list(parse_core(core(secret=1))) == [
+    assert list(parse_core(core_payload(secret=1))) == [
         "providers",
         "version",
         "resourceCount",
@@ -225,13 +221,6 @@ def test_base64_that_only_a_lax_decoder_accepts_is_rejected(encoded: str) -> Non
         parse_core(encoded)
 
 
-def test_a_detail_never_holds_what_was_sent() -> None:
-    with pytest.raises(Rejected) as refused:
-        parse_cli(cli(nodeVersion={"secret": "hunter2"}))
-
-    assert "hunter2" not in refused.value.detail
-
-
 @pytest.mark.parametrize(
     ("written", "address"),
     [
@@ -261,7 +250,7 @@ def test_an_address_is_read_in_each_way_it_is_written(written: str, address: str
     assert parsing.parse_address(written) == (address and ip_address(address))
 
 
-TRUSTED = parsing.Proxies((ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48")))
+NETWORKS = (ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48"))
 
 
 @pytest.mark.parametrize(
@@ -284,32 +273,16 @@ TRUSTED = parsing.Proxies((ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::
         pytest.param("::ffff:10.0.0.1", "198.51.100.1", "198.51.100.1", id="mapped peer"),
         pytest.param("10.0.0.1", "198.51.100.1, ::ffff:10.0.0.2", "198.51.100.1", id="mapped hop"),
         pytest.param("2001:db8:ffff::1", "198.51.100.1", "198.51.100.1", id="IPv6 proxy"),
-        pytest.param("", "198.51.100.1", None, id="a Unix socket that is not trusted"),
+        pytest.param("", "198.51.100.1, 10.0.0.2", "198.51.100.1", id="Unix socket"),
+        pytest.param("", "junk", None, id="Unix socket, and no address at all"),
     ],
 )
 def test_the_clients_address_is_the_first_that_is_not_a_trusted_proxys(
     peer: str, forwarded_for: str, address: str | None
 ) -> None:
-    found = parsing.client_address(peer, forwarded_for, TRUSTED)
+    found = parsing.client_address(peer, forwarded_for, parsing.Proxies(NETWORKS, unix=True))
 
     assert found == (address and ip_address(address))
-
-
-@pytest.mark.parametrize(
-    ("peer", "forwarded_for", "address"),
-    [
-        pytest.param("", "198.51.100.1", "198.51.100.1", id="one hop"),
-        pytest.param("", "198.51.100.1, 10.0.0.2", "198.51.100.1", id="and a trusted one"),
-        pytest.param("", "junk", None, id="no address at all"),
-        pytest.param("192.0.2.9", "198.51.100.1", "192.0.2.9", id="a peer with an address"),
-    ],
-)
-def test_a_trusted_unix_socket_is_a_proxy_without_an_address(
-    peer: str, forwarded_for: str, address: str | None
-) -> None:
-    proxies = parsing.Proxies(TRUSTED.networks, unix=True)
-
-    assert parsing.client_address(peer, forwarded_for, proxies) == (address and ip_address(address))
 
 
 @pytest.mark.parametrize("byte", range(0x80, 0x100))
@@ -334,12 +307,11 @@ def test_a_masked_address_is_that_of_its_network(address: str, network: str) -> 
 
 
 def test_a_hashed_address_depends_on_address_and_key_alone() -> None:
-    """RFC 4231's HMAC-SHA-256, over the address's bytes in network order."""
-    a, b = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+    addresses = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+    hashes = [parsing.hash_address(one, key * 32) for one in addresses for key in (b"k", b"l")]
 
-    assert parsing.hash_address(a, b"k" * 32) == parsing.hash_address(a, b"k" * 32)
-    assert len({parsing.hash_address(i, key * 32) for i in (a, b) for key in (b"k", b"l")}) == 4
-    assert len(parsing.hash_address(a, b"k" * 32)) == 64
+    assert len(set(hashes)) == 4
+    assert hashes[0] == parsing.hash_address(addresses[0], b"k" * 32)
 
 
 @pytest.mark.parametrize(
@@ -410,10 +382,6 @@ CHROME = "AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36"
         (
             f"Mozilla/5.0 (Windows NT 10.0; Win64; x64) {CHROME}",
             *("Chrome", "131.0.0.0", "Windows", "10"),
-        ),
-        (
-            f"Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) {CHROME}",
-            *("Chrome", "131.0.0.0", "Mac OS X", "10.15.7"),
         ),
         (
             "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
