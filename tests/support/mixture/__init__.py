@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
-from mixture.judgement import Judgement
+from mixture.judgement import judge
 from mixture.situations import SITUATIONS
 from mixture.world import Mixture, World, send_events, settles
 
@@ -58,4 +58,4 @@ def run(mixture: Mixture, root: Path) -> list[str]:
     answers = Counter(sent.status for sent in world.sent if sent.began)
     slowest = max(sent.ended - sent.began for sent in world.sent)
     print(f"{mixture}: {dict(answers)}, slowest answer {slowest:.1f} s")
-    return [*world.findings, *Judgement(world).findings()]
+    return [*world.findings, *judge(world)]

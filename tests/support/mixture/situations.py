@@ -4,8 +4,6 @@ Each goes on until the run is over, notes what it took away, and leaves a runnin
 """
 
 import contextlib
-import json
-import math
 import os
 import re
 import signal
@@ -13,7 +11,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from random import Random
 
 from mixture.world import MARKED, World, exchange, send_refusals, settles
@@ -119,39 +116,13 @@ def a_second_collector_comes_and_goes(world: World, random: Random) -> None:
 
 @situation
 def files_are_moved(world: World, random: Random) -> None:
-    def move(path: Path) -> None:
-        directory = random.choice([world.data, world.aside])
-        target = directory / f"{path.name}.{time.monotonic_ns()}"
-        path.rename(target)
-        world.moved[target] = time.monotonic()
-
-    change_files(world, random, move)
-
-
-@situation
-def files_are_deleted(world: World, random: Random) -> None:
-    def delete(path: Path) -> None:
-        world.deleted.append((os.open(path, os.O_RDONLY), math.inf))
-        path.unlink()
-        world.deleted[-1] = (world.deleted[-1][0], time.monotonic())
-
-    change_files(world, random, delete)
-
-
-@situation
-def files_are_truncated(world: World, random: Random) -> None:
-    def truncate(path: Path) -> None:
-        os.truncate(path, 0)
-        world.truncated = time.monotonic()
-
-    change_files(world, random, truncate)
-
-
-def change_files(world: World, random: Random, change: Callable[[Path], None]) -> None:
     while world.goes_on(random, 0.05, 0.4):
         for path in world.event_files():
+            directory = random.choice([world.data, world.aside])
+            target = directory / f"{path.name}.{time.monotonic_ns()}"
             with contextlib.suppress(FileNotFoundError):
-                change(path)
+                path.rename(target)
+                world.moved[target] = time.monotonic()
 
 
 @situation
@@ -207,17 +178,6 @@ def forget(world: World) -> None:
             world.findings.append(f"forget: {done.stderr}")
         if done.returncode == 0:
             world.forgotten = max(world.forgotten, began)
-        if world.over.is_set():
-            return
-
-
-@situation
-def the_report_is_read(world: World, random: Random) -> None:
-    world.awaited += 1
-    while True:
-        done = world.flask("report", "--until", "today", "--format", "json")
-        if done.returncode or json.loads(done.stdout)["unreadable_lines"]:
-            world.findings.append(f"report: status {done.returncode}: {done.stdout}{done.stderr}")
         if world.over.is_set():
             return
 

@@ -102,10 +102,7 @@ class World:
     # The run goes on until so much has happened: on a busy machine a command begins late.
     awaited: int = 0
     happened: int = 0
-    # What was taken away, each with the moment after which no event may be there any more.
-    moved: dict[Path, float] = field(default_factory=dict)
-    deleted: list[tuple[int, float]] = field(default_factory=list)  # files, still open
-    truncated: float = -1  # when a file was last
+    moved: dict[Path, float] = field(default_factory=dict)  # files and directories, and when
     killed: list[Server] = field(default_factory=list)  # whose workers may run on
     is_forgetting: bool = False
     forgotten: float = 0  # when the last `flask forget` that succeeded began
@@ -127,7 +124,7 @@ class World:
             for number in range(OLD_EVENTS):
                 event = Event(f"old-{age}-{number}", "core", None, HOSTS[number % len(HOSTS)])
                 known = {
-                    "id": event.project,
+                    "id": f"id of {event.project}",
                     "received_at": f"{day}T12:00:00.000Z",
                     "source": "core",
                     "hostname": event.hostname,
