@@ -30,6 +30,16 @@ for name in [name for name in os.environ if name.startswith("TELEMETRY_")]:
     del os.environ[name]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process run the tests that share a fixture of their module: it is made once."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(one[-1].scope == "module" for one in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator["Browser"]:
     """A Chromium for all tests."""

@@ -13,8 +13,8 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from machine import PYTHON, in_network_of, make_root
-from server import PATIENCE_SECONDS, ROOT, Server, give_up, program, wait_until
+from machine import PYTHON, RUNTIME_REQUIREMENTS, in_network_of, make_root, pip
+from server import PATIENCE_SECONDS, ROOT, Server, give_up, package, program, wait_until
 
 FROM = "docker.io/library/python:3.13-slim"
 SHARED = ("bin", "sbin", "lib", "lib64", "share")
@@ -94,16 +94,14 @@ def make_base(base: Path) -> None:
         (base / "usr" / name).mkdir()
     local = base / "usr/local"
     subprocess.run([PYTHON, "-m", "venv", "--without-pip", local], check=True)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--python", f"{local}/bin/python"]
-    subprocess.run([*pip, "install", "pip"], check=True, capture_output=True)
-    subprocess.run(
-        [*pip, "download", "--dest", f"{base}/wheels", "--requirement", f"{ROOT}/requirements.txt"],
-        check=True,
-        capture_output=True,
-    )
-    (base / "etc/pip.conf").write_text("[global]\nno-index = true\nfind-links = /wheels\n")
+    (packages,) = local.glob("lib/python*/site-packages")
+    shutil.copytree(package("pip").__path__[0], packages / "pip")
     script = local / "bin/pip"
-    script.write_text(script.read_text().replace(str(base), ""))
+    script.write_text('#!/bin/sh\nexec python -m pip "$@"\n')
+    script.chmod(0o755)
+    of_base = ["--python", f"{local}/bin/python"]
+    pip(*of_base, "download", "--dest", base / "wheels", *RUNTIME_REQUIREMENTS)
+    (base / "etc/pip.conf").write_text("[global]\nno-index = true\nfind-links = /wheels\n")
 
 
 def hold_namespaces() -> subprocess.Popen[str]:

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,8 @@ from server import PATIENCE_SECONDS, ROOT, Server, children, give_up, program, w
 
 PYTHON = "/usr/bin/python3"  # of /usr, which the machine sees
 LINKS_TO_USR = ("bin", "sbin", "lib", "lib64")
+RUNTIME = (ROOT / "requirements.txt").read_text().partition("# Tests")[0]
+RUNTIME_REQUIREMENTS = ["--no-deps", *re.findall(r"^\S+==\S+", RUNTIME, re.MULTILINE)]
 DIRECTORIES = ["dev", "etc/systemd/system", "home", "opt", "proc", "root", "run", "srv", "sys"]
 DIRECTORIES += ["tmp", "usr", "var"]
 FILES = {
@@ -39,27 +42,19 @@ def make_root(root: Path) -> None:
     shutil.copy("/usr/lib/os-release", root / "etc")
 
 
-def copy_project(target: Path) -> None:
-    """Copy what git knows of this project, with changes that are not committed."""
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    files = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True).stdout
-    copy = [program("rsync"), "--archive", "--exclude=.venv", "--from0", "--files-from=-"]
-    subprocess.run([*copy, f"{ROOT}/", target], input=files, check=True)
-
-
 def install_requirements(project: Path, seen_as: str) -> None:
     """Make its .venv, for programs to which the project's directory is `seen_as`."""
     environment = project / ".venv"
     subprocess.run([PYTHON, "-m", "venv", "--without-pip", environment], check=True)
-    pip = [sys.executable, "-m", "pip", "--python", f"{environment}/bin/python", "install"]
-    subprocess.run(
-        [*pip, "--quiet", "--requirement", f"{project}/requirements.txt"],
-        check=True,
-        capture_output=True,
-    )
+    pip("--python", f"{environment}/bin/python", "install", *RUNTIME_REQUIREMENTS)
     for name in ("flask", "gunicorn"):
         script = environment / "bin" / name
         script.write_text(script.read_text().replace(str(project), seen_as))
+
+
+def pip(*arguments: str | Path) -> None:
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 @contextlib.contextmanager
@@ -92,7 +87,8 @@ class Machine(Server):
         self.data_dir = root / "var/lib/telemetry"
         self.console = root.with_name("console")
         make_root(root)
-        copy_project(root / "opt/telemetry")
+        left_out = shutil.ignore_patterns(".*", "__pycache__", "bench", "node_modules", "tests")
+        shutil.copytree(ROOT, root / "opt/telemetry", ignore=left_out)
         install_requirements(root / "opt/telemetry", "/opt/telemetry")
         self.cgroup = Cgroup()
         try:
