@@ -19,7 +19,7 @@ import click
 import pytest
 
 from records import UNTIL, Days, cli, core, write_days
-from server import PATIENCE_SECONDS, ROOT, children, wait_until
+from server import PATIENCE_SECONDS, ROOT, children, give_up, wait_until
 
 EVENTS: Days = {days_ago: [core(), cli()] for days_ago in range(56)}
 FLASK = Path(sys.executable).with_name("flask")
@@ -42,7 +42,10 @@ def run_on_terminal(
     data_dir: Path, stream: str, *, in_processes: bool = False, **environ: str
 ) -> Ran:
     """Run the real command with one of its streams on a terminal, and the other in a pipe."""
-    ours, theirs = pty.openpty()
+    try:
+        ours, theirs = pty.openpty()
+    except OSError as exc:
+        give_up(f"no terminal can be opened, as /dev/pts may be missing: {exc}")
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: theirs}
     process = start_report(data_dir, in_processes, environ, **streams)
