@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from flask import Flask
@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # importing it takes a third of a second, which most tests ne
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 # Playwright turns on navigator.webdriver.  Tests are about users, who do not have it.
 WITHOUT_WEBDRIVER = "--disable-blink-features=AutomationControlled"
+SPLIT_MODULES = {"tests/test_crash", "tests/test_forget", "tests/test_housekeeping"}
+SPLIT_MODULES |= {"tests/test_cli_client", "tests/test_mixture"}
 NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 
 # A setting of the developer's own shell must not decide a test.
@@ -30,14 +32,20 @@ for name in [name for name in os.environ if name.startswith("TELEMETRY_")]:
     del os.environ[name]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process run the tests that share a fixture of their module: it is made once."""
-    for item in items:
-        assert isinstance(item, pytest.Function)
-        fixtures = item._fixtureinfo.name2fixturedefs.values()
-        if any(one[-1].scope == "module" for one in fixtures):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+@pytest.hookimpl(optionalhook=True)  # xdist may be missing
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a module in one process: what they share is made once.
+
+    Long modules whose tests share nothing are split.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition(".py::")[0]
+            return nodeid if module in SPLIT_MODULES else module
+
+    return ByModule(config, log)
 
 
 @pytest.fixture(scope="session")
