@@ -39,26 +39,6 @@ def test_no_page_names_a_tag_that_does_not_exist(page: str) -> None:
     assert set(named) <= set(tags)
 
 
-def test_dependabot_watches_every_list_of_packages() -> None:
-    watched = read(".github/dependabot.yml")
-    tracked = git("ls-files").split()
-    names = ("requirements.txt", "package-lock.json", "Dockerfile")
-    files = [ROOT / path for path in tracked if path.endswith(names)]
-
-    assert len(files) == 5
-    for file in files:
-        directory = file.parent.relative_to(ROOT)
-        assert f"/{directory}".removesuffix(".") in re.findall(r"/[a-z/]*", watched)
-
-
-def test_the_workflow_runs_the_checks_on_every_supported_python() -> None:
-    workflow = read(".github/workflows/ci.yml")
-    (oldest,) = re.findall(r'python_version = "(.+)"', read("pyproject.toml"))
-
-    assert f'python: ["{oldest}", ' in workflow
-    assert "- run: .ci/run" in workflow
-
-
 def test_every_file_has_the_form_that_editorconfig_asks_for() -> None:
     tracked = git("ls-files", "--eol")
     texts = [line.split("\t")[1] for line in tracked.splitlines() if line.startswith("i/lf")]

@@ -1,19 +1,18 @@
 """The recipes of docs/files.md find what is in the files, plain and compressed."""
 
-import gzip
 import json
 import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from datetime import date
 from pathlib import Path
-from random import Random
 from typing import Any
-from uuid import UUID
 
 import pytest
 
+from bench.world import World, make_files
 from files.records import encode
 from server import ROOT, program
 
@@ -25,53 +24,30 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", RECIPES, re.MULTILINE | re.DOTALL)
 SHELL = dict(re.findall(r"^# (.+)\n(.+)", dict(BLOCKS)["sh"], re.MULTILINE))
 BY_DUCKDB, BY_CLICKHOUSE = (text for kind, text in BLOCKS if kind == "sql")
 (BY_PANDAS,) = (text for kind, text in BLOCKS if kind == "python")
-HOST = "h7.example"  # in the place of the documented one
+HOST = "admin.app7.example.com"  # in the place of the documented one
 WEEK = "2026-11-17"  # the recipes' first day of the last week
 Records = list[dict[str, Any]]
 
 
+ODD = {
+    "id": "0",
+    "received_at": f"{WEEK}T23:59:59.999Z",
+    "source": "cli",
+    "ip": None,
+    "payload": {"packages": [{"name": "cli", "version": None}], "projectId": "<b>\u00fc\u202e"},
+}
+
+
 @pytest.fixture
 def records(data_dir: Path) -> Records:
-    """Eight days of events and refusals; half of the files are compressed."""
-    chance, found = Random(7), []
+    """Sixteen days of events and refusals; half of the files are compressed."""
     data_dir.mkdir()
-    for day in range(16, 24):
-        date = f"2026-11-{day}"
-        events = [event(chance, date) for _ in range(40)]
-        refusals = [refusal(chance, date) for _ in range(5)]
-        for kind, records in (("events", events), ("refused", refusals)):
-            text = "".join(f"{encode(record)}\n" for record in records).encode("ascii")
-            path = data_dir / f"{kind}-{date}.jsonl"
-            if day % 2:
-                path.write_bytes(text)
-            else:
-                path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(text))
-        found += events + refusals
-    return found
-
-
-def event(chance: Random, date: str) -> dict[str, Any]:
-    source = chance.choice(["core", "cli"])
-    names = chance.sample(["core", "cli", "antd"], chance.randrange(4))
-    packages = [{"name": name, "version": chance.choice(["1", "2", None])} for name in names]
-    project = chance.choice([None, "a", "b", "<b>\u00fc\u202e"])
-    core = {"providers": {}, "version": f"5.0.{chance.randrange(3)}", "resourceCount": 1}
-    cli = {"nodeVersion": "v20", "packages": packages, "projectFramework": "vite"}
-    head = {
-        "id": str(UUID(int=chance.getrandbits(128), version=4)),
-        "received_at": f"{date}T0{chance.randrange(10)}:00:00.000Z",
-        "source": source,
-        "ip": chance.choice([None, f"192.0.2.{chance.randrange(30)}"]),
-    }
-    if source == "core":
-        head["hostname"] = f"h{chance.randrange(9)}.example"
-    return head | {"payload": (core if source == "core" else cli) | {"projectId": project}}
-
-
-def refusal(chance: Random, date: str) -> dict[str, Any]:
-    detail = chance.choice(["version: want a string.", "payload: want Base64."])
-    head = {"received_at": f"{date}T01:00:00.000Z", "source": "core", "status": 400}
-    return head | {"field": None, "detail": detail}
+    world = World(days=16, until=date(2026, 11, 23), apps=9, addresses=30)
+    make_files(data_dir, world, events=3_200, packed=True)
+    with (data_dir / f"events-{WEEK}.jsonl").open("a") as file:
+        file.write(f"{encode(ODD)}\n")
+    lines = run(["bash", "-c", "zcat -f data/*"], data_dir.parent)
+    return [json.loads(line) for line in lines]
 
 
 def events_of(source: str, records: Records, since: str = "") -> Records:
@@ -132,16 +108,12 @@ def test_a_line_of_shell_finds_what_is_in_the_files(
     assert numbers == sorted(numbers, reverse=True)
 
 
-def test_a_line_of_shell_finds_all_that_one_host_sent(
-    records: Records, tmp_path: Path, data_dir: Path
-) -> None:
+def test_a_line_of_shell_finds_all_that_one_host_sent(records: Records, tmp_path: Path) -> None:
     recipe = SHELL["All that one host sent"].replace("admin.example.com", HOST)
-    events = [json.loads(line) for line in run(["bash", "-c", recipe], tmp_path)]
-    found = {event["id"] for event in events}
-    every = [json.loads(line) for line in run(["bash", "-c", "zcat -f data/events-*"], tmp_path)]
+    found = [json.loads(line)["id"] for line in run(["bash", "-c", recipe], tmp_path)]
 
-    assert found == {event["id"] for event in every if event.get("hostname") == HOST}
-    assert len(events) == len(found) > 5
+    assert sorted(found) == sorted(r["id"] for r in records if r.get("hostname") == HOST)
+    assert len(found) > 5
 
 
 def test_every_line_of_shell_is_tested() -> None:
