@@ -21,9 +21,8 @@ lint: $(VENV)/dev ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/run ## measure, for a quarter of an hour; wants wrk, node and npm
+bench: $(VENV)/dev bench/.venv/installed bench/node_modules/.package-lock.json ## measure, for a quarter of an hour; wants wrk, node and npm
 	$(BIN)/python bench/compare.py
-	$(BIN)/python bench/soak.py
 	$(BIN)/python bench/report.py
 
 $(VENV)/run: requirements.txt
@@ -35,3 +34,11 @@ $(VENV)/run: requirements.txt
 $(VENV)/dev: requirements-dev.txt $(VENV)/run
 	$(INSTALL) requirements-dev.txt
 	@touch $@
+
+bench/.venv/installed: bench/requirements.txt
+	$(PYTHON) -m venv bench/.venv
+	bench/.venv/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+bench/node_modules/.package-lock.json: bench/package-lock.json
+	npm ci --silent --prefix bench

@@ -1,10 +1,11 @@
 """Measure how the time and the memory of `flask report` grow with events, apps and addresses.
 
-    python bench/report.py                        worlds of 91 days, of which eight weeks are read
-    python bench/report.py --against CHECKOUT     and the ratio to another version of the project
+    .venv/bin/python bench/report.py
+    .venv/bin/python bench/report.py --against CHECKOUT   and the ratio to another version
 
-The first run of each is for the memory (the proportional set size of all its processes) and is not
-timed.  The two versions take turns in the others, so that both meet the same noise.
+Each world has 91 days, of which eight weeks are read.  The first run of each version is for the
+memory (the proportional set size of all its processes) and is not timed.  The two versions take
+turns in the others, so that both meet the same noise.
 """
 
 import argparse
@@ -12,14 +13,13 @@ import contextlib
 import os
 import subprocess
 import sys
-import threading
 import time
 from datetime import date
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
-from driver import ROOT, bench_directory, process_tree
+import psutil
+from driver import ROOT, bench_directory, memory_mb
 from world import World, make_files
 
 UNTIL, DAYS = date(2026, 11, 24), 91
@@ -34,31 +34,7 @@ WORLDS = [
 ]
 SAMPLE_SECONDS = 0.02
 
-
-class Run(NamedTuple):
-    wall_seconds: float
-    cpu_seconds: float
-
-
-class Peak:
-    """Watches the memory of a process and all below it."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid, self.peak_mb = pid, 0.0
-        self.stopping = threading.Event()
-        self.thread = threading.Thread(target=self.watch, daemon=True)
-        self.thread.start()
-
-    def watch(self) -> None:
-        while not self.stopping.wait(SAMPLE_SECONDS):
-            with contextlib.suppress(OSError):  # one of them has ended
-                now = sum(process.pss_mb for process in process_tree(self.pid))
-                self.peak_mb = max(self.peak_mb, now)
-
-    def stop(self) -> float:
-        self.stopping.set()
-        self.thread.join()
-        return self.peak_mb
+Figures = dict[str, float]
 
 
 def start(checkout: Path, directory: Path) -> "subprocess.Popen[bytes]":
@@ -68,54 +44,53 @@ def start(checkout: Path, directory: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, cwd=checkout, env=environ, stdout=subprocess.DEVNULL)
 
 
-def run(checkout: Path, directory: Path) -> Run:
+def peak_mb(checkout: Path, directory: Path) -> float:
+    process, peak = start(checkout, directory), 0.0
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error):  # one of them has ended
+            peak = max(peak, memory_mb(process.pid))
+        time.sleep(SAMPLE_SECONDS)
+    return peak
+
+
+def run(checkout: Path, directory: Path) -> Figures:
     before = time.perf_counter()
     process = start(checkout, directory)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{checkout}: exit status {process.returncode}")
-    return Run(time.perf_counter() - before, usage.ru_utime + usage.ru_stime)
+    return {"time s": time.perf_counter() - before, "CPU s": usage.ru_utime + usage.ru_stime}
 
 
-def peak_mb(checkout: Path, directory: Path) -> float:
-    process = start(checkout, directory)
-    peak = Peak(process.pid)
-    process.wait()
-    return peak.stop()
-
-
-def measure(directory: Path, checkouts: list[Path], rounds: int) -> str:
-    """Return the cells of a row: this version's figures, and their ratios to the other's."""
-    memory = [peak_mb(checkout, directory) for checkout in checkouts]
+def measure(directory: Path, checkouts: list[Path], rounds: int) -> list[str]:
+    """Return the cells of a row: this version's figures, with their ratios to the other's."""
+    memory = [{"memory MB": peak_mb(checkout, directory)} for checkout in checkouts]
     turns = [[run(checkout, directory) for checkout in checkouts] for _ in range(rounds)]
     cells = []
-    for kind in ("wall_seconds", "cpu_seconds"):
-        times = [[getattr(one, kind) for one in turn] for turn in turns]
-        cells.append(f"{median(turn[0] for turn in times):.1f} s")
+    for title, figures in (("time s", turns), ("CPU s", turns), ("memory MB", [memory])):
+        cell = f"{median(turn[0][title] for turn in figures):.1f}"
         if len(checkouts) > 1:
-            cells.append(f"{median(turn[0] / turn[1] for turn in times):.2f}")
-    cells.append(f"{memory[0]:.0f} MB")
-    if len(checkouts) > 1:
-        cells.append(f"{memory[0] / memory[1]:.2f}")
-    return " | ".join(cells)
+            cell += f" ({median(turn[0][title] / turn[1][title] for turn in figures):.2f})"
+        cells.append(cell)
+    return cells
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="how flask report grows")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--against", type=Path, help="a checkout of another version")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--most-events", type=int, default=1_200_000, help="of a world")
     options = parser.parse_args()
     checkouts = [ROOT, *[options.against] * bool(options.against)]
-    ratio = " | ×" if options.against else ""
-    print(f"| events | apps | addresses | time{ratio} | CPU{ratio} | memory{ratio} |")
+    print("| events | apps | addresses | time s (×) | CPU s (×) | memory MB (×) |")
+    print("|--:|--:|--:|--:|--:|--:|")
     for events, apps, addresses in WORLDS:
         if events <= options.most_events:
             with bench_directory() as directory:
                 make_files(directory, World(DAYS, UNTIL, apps, addresses), events)
                 cells = measure(directory, checkouts, options.rounds)
-            print(f"| {events:,} | {apps:,} | {addresses:,} | {cells} |", flush=True)
+            print(f"| {events:,} | {apps:,} | {addresses:,} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

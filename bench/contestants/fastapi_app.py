@@ -13,31 +13,24 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, Field, StringConstraints
 from ua_parser import OS, UserAgent, parse
 
-DATA_DIR = Path(os.environ["DATA_DIR"])
+PATH = Path(os.environ["TELEMETRY_DATA_DIR"], "events.jsonl")
+FD = os.open(PATH, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-
-
-class Providers(BaseModel):
-    auth: bool = False
-    data: bool = False
-    router: bool = False
-    live: bool = False
-    notification: bool = False
-    auditLog: bool = False
-    i18n: bool = False
-    accessControl: bool = False
+Provider = Literal[
+    "auth", "data", "router", "live", "notification", "auditLog", "i18n", "accessControl"
+]
 
 
 class Core(BaseModel):
-    providers: Providers
+    providers: dict[Provider, bool]
     version: Text
     resourceCount: Annotated[int, Field(ge=0, le=1_000_000)]
     projectId: Text | None = None
@@ -59,35 +52,17 @@ class Cli(BaseModel):
     projectId: Text | None = None
 
 
-class EventFile:
-    """The day's file; to be used by one thread at a time."""
-
-    def __init__(self) -> None:
-        self.day = ""
-        self.file: BinaryIO | None = None
-
-    def write(self, lines: bytes) -> None:
-        today = datetime.now(UTC).date().isoformat()
-        if self.file is None or self.day != today:
-            if self.file is not None:
-                self.file.close()
-            self.day = today
-            self.file = (DATA_DIR / f"events-{today}.jsonl").open("ab", buffering=0)
-        self.file.write(lines)
-        os.fsync(self.file.fileno())
-
-
-file = EventFile()
 waiting: list[tuple[bytes, asyncio.Future[None]]] = []
 arrived = asyncio.Event()
 
 
-async def store(event: dict[str, Any]) -> None:
+async def store(event: dict[str, Any]) -> Response:
     line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
     stored = asyncio.get_running_loop().create_future()
     waiting.append((line, stored))
     arrived.set()
     await stored
+    return Response(status_code=204)
 
 
 async def write_batches() -> None:
@@ -96,14 +71,14 @@ async def write_batches() -> None:
         arrived.clear()
         batch = waiting.copy()
         waiting.clear()
-        try:
-            await asyncio.to_thread(file.write, b"".join(line for line, _ in batch))
-        except OSError as exc:
-            for _, stored in batch:
-                stored.set_exception(exc)
-        else:
-            for _, stored in batch:
-                stored.set_result(None)
+        await asyncio.to_thread(write, b"".join(line for line, _ in batch))
+        for _, stored in batch:
+            stored.set_result(None)
+
+
+def write(lines: bytes) -> None:
+    os.write(FD, lines)
+    os.fsync(FD)
 
 
 @asynccontextmanager
@@ -123,31 +98,25 @@ async def core(request: Request) -> Response:
     except ValueError as exc:
         raise HTTPException(400, str(exc)) from exc
     agent = parse(request.headers.get("user-agent", ""))
-    await store(
-        {
-            **new_event("core", request),
-            "hostname": urlsplit(request.headers.get("origin", "")).hostname,
-            "browser": agent.user_agent and agent.user_agent.family,
-            "browser_version": version_of(agent.user_agent),
-            "os": agent.os and agent.os.family,
-            "os_version": version_of(agent.os),
-            "payload": payload.model_dump(),
-        }
-    )
-    return Response(status_code=204)
+    seen = {
+        "hostname": urlsplit(request.headers.get("origin", "")).hostname,
+        "browser": agent.user_agent and agent.user_agent.family,
+        "browser_version": version_of(agent.user_agent),
+        "os": agent.os and agent.os.family,
+        "os_version": version_of(agent.os),
+    }
+    return await store(new_event("core", request) | seen | {"payload": payload.model_dump()})
 
 
 @app.post("/cli", status_code=204)
 async def cli(payload: Cli, request: Request) -> Response:
-    await store({**new_event("cli", request), "payload": payload.model_dump()})
-    return Response(status_code=204)
+    return await store(new_event("cli", request) | {"payload": payload.model_dump()})
 
 
 def new_event(source: str, request: Request) -> dict[str, Any]:
-    received_at = datetime.now(UTC).isoformat(timespec="milliseconds")
     return {
         "id": str(uuid.uuid4()),
-        "received_at": received_at.replace("+00:00", "Z"),
+        "received_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "source": source,
         "ip": request.client and request.client.host,
     }

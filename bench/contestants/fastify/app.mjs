@@ -8,11 +8,13 @@ import { join } from "node:path";
 import Fastify from "fastify";
 import { UAParser } from "ua-parser-js";
 
-const { DATA_DIR, PORT } = process.env;
+const file = await open(join(process.env.TELEMETRY_DATA_DIR, "events.jsonl"), "a");
 
 const text = { type: "string", minLength: 1, maxLength: 256 };
 const optionalText = { ...text, nullable: true, default: null };
-const provider = { type: "boolean", default: false };
+const providers = [
+  "auth", "data", "router", "live", "notification", "auditLog", "i18n", "accessControl",
+];
 
 const coreSchema = {
   type: "object",
@@ -22,16 +24,9 @@ const coreSchema = {
     providers: {
       type: "object",
       additionalProperties: false,
-      properties: {
-        auth: provider,
-        data: provider,
-        router: provider,
-        live: provider,
-        notification: provider,
-        auditLog: provider,
-        i18n: provider,
-        accessControl: provider,
-      },
+      properties: Object.fromEntries(
+        providers.map((name) => [name, { type: "boolean", default: false }]),
+      ),
     },
     version: text,
     resourceCount: { type: "integer", minimum: 0, maximum: 1_000_000 },
@@ -64,43 +59,27 @@ const cliSchema = {
   },
 };
 
-const dayPath = (day) => join(DATA_DIR, `events-${day}.jsonl`);
-const today = () => new Date().toISOString().slice(0, 10);
+let waiting = [];
+let isWriting = false;
 
-function durableStore() {
-  let day, file;
-  let waiting = [];
-  let isWriting = false;
-
-  async function writeBatches() {
-    isWriting = true;
-    while (waiting.length > 0) {
-      const batch = waiting;
-      waiting = [];
-      try {
-        if (day !== today()) {
-          await file?.close();
-          day = today();
-          file = await open(dayPath(day), "a");
-        }
-        await file.appendFile(batch.map(({ line }) => line).join(""));
-        await file.datasync();
-        batch.forEach(({ resolve }) => resolve());
-      } catch (error) {
-        batch.forEach(({ reject }) => reject(error));
-      }
-    }
-    isWriting = false;
+async function writeBatches() {
+  isWriting = true;
+  while (waiting.length > 0) {
+    const batch = waiting;
+    waiting = [];
+    await file.appendFile(batch.map(({ line }) => line).join(""));
+    await file.datasync();
+    batch.forEach(({ resolve }) => resolve());
   }
-
-  return (line) =>
-    new Promise((resolve, reject) => {
-      waiting.push({ line, resolve, reject });
-      if (!isWriting) writeBatches();
-    });
+  isWriting = false;
 }
 
-const store = durableStore();
+function store(event) {
+  return new Promise((resolve) => {
+    waiting.push({ line: `${JSON.stringify(event)}\n`, resolve });
+    if (!isWriting) writeBatches();
+  });
+}
 
 const app = Fastify();
 
@@ -123,7 +102,7 @@ const newEvent = (source, request) => ({
 app.post("/", { schema: { body: coreSchema } }, async (request, reply) => {
   const { browser, os } = UAParser(request.headers["user-agent"]);
   const { origin } = request.headers;
-  const event = {
+  await store({
     ...newEvent("core", request),
     hostname: origin && URL.canParse(origin) ? new URL(origin).hostname : null,
     browser: browser.name ?? null,
@@ -131,15 +110,14 @@ app.post("/", { schema: { body: coreSchema } }, async (request, reply) => {
     os: os.name ?? null,
     os_version: os.version ?? null,
     payload: request.body,
-  };
-  await store(`${JSON.stringify(event)}\n`);
+  });
   return reply.code(204).send();
 });
 
 app.post("/cli", { schema: { body: cliSchema } }, async (request, reply) => {
-  await store(`${JSON.stringify({ ...newEvent("cli", request), payload: request.body })}\n`);
+  await store({ ...newEvent("cli", request), payload: request.body });
   return reply.code(204).send();
 });
 
 process.on("SIGTERM", () => app.close());
-await app.listen({ host: "127.0.0.1", port: Number(PORT) });
+console.error(`Listening at: ${await app.listen({ host: "127.0.0.1", port: 0 })}`);
