@@ -127,13 +127,16 @@ def server(serve: Callable[..., Server]) -> Server:
 
 @pytest.fixture(scope="module")
 def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server") / "data") as running:
+    """One server for all tests of a module, behind proxies, on a Unix socket as well."""
+    directory = tmp_path_factory.mktemp("server")
+    environ = {"TELEMETRY_TRUSTED_PROXIES": "127.0.0.1,unix"}
+    with Server(directory / "data", f"--bind=unix:{directory}/socket", environ=environ) as running:
         yield running
 
 
 @pytest.fixture
 def shared_server(running_server: Server) -> Server:
-    """One server for all tests of a module, without the files of earlier tests."""
+    """The same server, without the files of earlier tests."""
     for path in running_server.data_dir.glob("*"):
         path.unlink()
     return running_server

@@ -27,22 +27,17 @@ def compact(record: dict[str, Any]) -> bytes:
     return json.dumps(record, separators=(",", ":")).encode()
 
 
-@pytest.fixture
-def server(shared_server: Server) -> Server:
-    return shared_server
-
-
 @pytest.mark.parametrize("path", REQUESTS, ids=lambda path: path.stem)
-def test_a_shipped_clients_request_is_stored_completely(server: Server, path: Path) -> None:
+def test_a_shipped_clients_request_is_stored_completely(shared_server: Server, path: Path) -> None:
     sent = json.loads(path.read_text(encoding="utf-8"))
     head = f"{sent['method']} {sent['target']} HTTP/1.1\r\n"
     head += "".join(f"{name}: {value}\r\n" for name, value in sent["headers"])
 
-    answer = server.raw(f"{head}\r\n{sent['body']}".encode("latin-1"))
+    answer = shared_server.raw(f"{head}\r\n{sent['body']}".encode("latin-1"))
 
     assert answer.status == (200 if sent["method"] == "GET" else 204)
     assert answer.headers.items() >= (COMMON_HEADERS | {"x-telemetry-outcome": "stored"}).items()
-    assert list(map(without_stamps, server.lines())) == [compact(sent["record"])]
+    assert list(map(without_stamps, shared_server.lines())) == [compact(sent["record"])]
 
 
 # Three payloads whose Base64 holds "+" and "/", and ends with 0, 1 and 2 "=".
@@ -73,17 +68,17 @@ VARIANTS: dict[str, Callable[[bytes], str]] = {
 @pytest.mark.parametrize("payload", TRICKY, ids=["0", "1", "2"])
 @pytest.mark.parametrize("target", ["/", "/telemetry"])
 def test_every_variant_of_base64_means_the_same(
-    server: Server, target: str, payload: dict[str, Any]
+    shared_server: Server, target: str, payload: dict[str, Any]
 ) -> None:
     raw = json.dumps(payload).encode()
     texts = [encode(raw) for encode in VARIANTS.values()]
 
-    answers = [server.send("GET", f"{target}?payload={text}") for text in texts]
-    answers += [server.send("POST", target, body=text.encode()) for text in texts]
-    answers += [server.send("POST", target, body=wrap(standard(raw)).encode())]
+    answers = [shared_server.send("GET", f"{target}?payload={text}") for text in texts]
+    answers += [shared_server.send("POST", target, body=text.encode()) for text in texts]
+    answers += [shared_server.send("POST", target, body=wrap(standard(raw)).encode())]
 
     assert [answer.status for answer in answers] == [200] * len(texts) + [204] * (len(texts) + 1)
-    stored = [event["payload"]["projectId"] for event in server.events()]
+    stored = [event["payload"]["projectId"] for event in shared_server.events()]
     assert stored == [payload["projectId"]] * len(answers)
 
 
@@ -97,12 +92,12 @@ def test_every_variant_of_base64_means_the_same(
     ],
 )
 def test_text_outside_ascii_arrives_and_is_stored_as_ascii(
-    server: Server, raw: bytes, project: str
+    shared_server: Server, raw: bytes, project: str
 ) -> None:
     document = json.dumps(CORE).encode()[:-1] + b', "projectId": ' + raw + b"}"
 
-    assert server.send("POST", "/", body=b64encode(document)).status == 204
+    assert shared_server.send("POST", "/", body=b64encode(document)).status == 204
 
-    (line,) = server.lines()
+    (line,) = shared_server.lines()
     assert line.isascii()
     assert json.loads(line)["payload"]["projectId"] == project

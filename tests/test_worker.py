@@ -70,16 +70,6 @@ def statuses(sock: socket.socket) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for most tests of this module, on a Unix socket as well."""
-    directory = tmp_path_factory.mktemp("server")
-    environ = {"TELEMETRY_TRUSTED_PROXIES": "127.0.0.1,unix"}
-    bind = f"--bind=unix:{directory}/socket"
-    with Server(directory / "data", bind, environ=environ) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def faulty_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of faulty.py, where a request has one second, and an idle connection three."""
     data_dir = tmp_path_factory.mktemp("faulty") / "data"
@@ -448,13 +438,6 @@ def test_an_error_outside_the_app_is_a_500_whose_log_names_no_client(
     booted = next(n for n, line in enumerate(faulty_server.log) if "Booting worker" in line)
     log = "\n".join(faulty_server.log[booted:])
     assert not [text for text in ("findme", "127.0.0.1") if text in log]
-
-
-def test_a_worker_has_at_most_three_threads(running_server: Server) -> None:
-    with Load(running_server, clients=16) as load:
-        load.wait_for(204)
-        (worker,) = running_server.workers()
-        assert len(list(Path(f"/proc/{worker}/task").iterdir())) <= 3
 
 
 def test_nothing_is_imported_by_a_request(data_dir: Path) -> None:

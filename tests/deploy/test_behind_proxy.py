@@ -57,13 +57,6 @@ StartFront = Callable[..., Front]
 
 
 @pytest.fixture(scope="module")
-def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    environ = {"TELEMETRY_TRUSTED_PROXIES": "127.0.0.1"}
-    with Server(tmp_path_factory.mktemp("server") / "data", environ=environ) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def start(running_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartFront]:
     """Start a proxy before the server, or before another port; each only once."""
     with contextlib.ExitStack() as stack:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from random import Random
 
-from mixture.world import MARKED, World, exchange, send_refusals, settles
+from mixture.world import MARKED, World, draw_event, send_event, send_refusals, settles
 from server import Server
 
 DAY_SECONDS = 24 * 60 * 60
@@ -188,16 +188,14 @@ def clients_trickle(world: World, random: Random) -> None:
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(16) as clients:
         while world.goes_on(random, 0.0, 0.1):
             with contextlib.suppress(OSError):
-                silent = stack.enter_context(world.connect(random, unix=False))
-                silent.sendall(world.draw_event(random).request()[:-5])
+                silent = stack.enter_context(world.connection(random))
+                silent.sendall(draw_event(random).request()[:-5])
             clients.submit(trickle, world, Random(random.random()))
 
 
 def trickle(world: World, random: Random) -> None:
-    event = world.draw_event(random)
-    unix = event.address is None
-    with contextlib.suppress(OSError), world.connect(random, unix=unix) as sock:
-        exchange(world, sock, event, pieces=16)
+    with contextlib.suppress(OSError), world.connection(random) as sock:
+        send_event(world, sock, draw_event(random), pieces=16)
 
 
 @situation

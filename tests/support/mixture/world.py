@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -98,7 +98,6 @@ class World:
     restarting: threading.Lock = field(default_factory=threading.Lock)
     injecting: threading.Lock = field(default_factory=threading.Lock)
     faults: Faults = field(default_factory=Faults)
-    drawn: int = 0  # events
     # The run goes on until so much has happened: on a busy machine a command begins late.
     awaited: int = 0
     happened: int = 0
@@ -194,38 +193,13 @@ class World:
         """Wait for a random time; tell whether the situation goes on."""
         return not self.over.wait(random.uniform(low, high))
 
-    def connect(self, random: Random, *, unix: bool) -> socket.socket:
-        number = random.randrange(len(self.servers))
-        sock = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
-        sock.settimeout(HANGS_AFTER_SECONDS)
-        try:
-            sock.connect(
-                str(self.socket_path(number)) if unix else ("127.0.0.1", self.ports[number])
-            )
-        except OSError:
-            sock.close()
-            raise
-        return sock
-
-    def draw_event(self, random: Random) -> Event:
-        source = random.choice(["core", "cli"])
-        with self.injecting:
-            self.drawn += 1
-        return Event(
-            f"p{self.drawn}-{random.random()}",
-            source,
-            random.choice([*ADDRESSES, None]),
-            random.choice(HOSTS) if source == "core" else None,
-            as_image=random.random() < 0.5,
-        )
-
-    def note(self, event: Event, began: float, status: int) -> None:
-        ended = time.monotonic()
-        self.sent.append(Sent(event, began, ended, status))
-        if status not in (0, 200, 204, 503):
-            self.findings.append(f"answered {status}: {event}")
-        if ended - began > HANGS_AFTER_SECONDS:
-            self.findings.append(f"no answer in {HANGS_AFTER_SECONDS} s: {event}")
+    @contextlib.contextmanager
+    def connection(self, random: Random) -> Iterator[socket.socket]:
+        """Connect to one of the servers as a proxy would: only its header tells an address."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(HANGS_AFTER_SECONDS)
+            sock.connect(str(self.socket_path(random.randrange(len(self.servers)))))
+            yield sock
 
     def event_files(self) -> list[Path]:
         """Return the files that may be written to now."""
@@ -236,7 +210,7 @@ class World:
         """Check that everything is stored again once nothing fails any more; then stop."""
         self.inject(**vars(Faults()))
         server, random = self.servers[0], Random(self.mixture.seed)
-        if not settles(lambda: send_event(self, random)):
+        if not settles(lambda: send_some(self, random)):
             self.findings.append("afterwards no event is stored")
         if not settles(lambda: server.send("GET", "/healthz").status == 200):
             self.findings.append("afterwards /healthz is not 200")
@@ -280,31 +254,40 @@ def send_events(world: World, random: Random) -> None:
     while not world.over.is_set():
         if random.random() < 0.05:
             send_refusals(world, random, 1)
-        if not send_event(world, random):
+        if not send_some(world, random):
             world.over.wait(0.02)
 
 
 def send_refusals(world: World, random: Random, count: int) -> None:
-    with contextlib.suppress(OSError), world.connect(random, unix=False) as sock:
+    with contextlib.suppress(OSError), world.connection(random) as sock:
         for _ in range(count):
             sock.sendall(request("POST", "/cli", body=REFUSED))
             if (status := read_answer(sock).status) not in (0, 400, 503):
                 world.findings.append(f"a refusal: answered {status}")
 
 
-def send_event(world: World, random: Random) -> bool:
-    """Send an event, or five on one connection; tell whether all were acknowledged."""
-    events = [world.draw_event(random) for _ in range(random.choice([1, 1, 5]))]
-    # Only who comes by the Unix socket, and by no proxy, has no address.
-    unix = any(event.address is None for event in events)
+def send_some(world: World, random: Random) -> bool:
+    """Send one event, or five on one connection; tell whether all were acknowledged."""
     try:
-        with world.connect(random, unix=unix) as sock:
-            return all(exchange(world, sock, event) for event in events)
+        with world.connection(random) as sock:
+            count = random.choice([1, 1, 5])
+            return all(send_event(world, sock, draw_event(random)) for _ in range(count))
     except OSError:
         return False
 
 
-def exchange(world: World, sock: socket.socket, event: Event, pieces: int = 1) -> bool:
+def draw_event(random: Random) -> Event:
+    source = random.choice(["core", "cli"])
+    return Event(
+        str(random.random()),
+        source,
+        random.choice([*ADDRESSES, None]),
+        random.choice(HOSTS) if source == "core" else None,
+        as_image=random.random() < 0.5,
+    )
+
+
+def send_event(world: World, sock: socket.socket, event: Event, pieces: int = 1) -> bool:
     """Send the request in that many pieces, and note the answer."""
     content, began, status = event.request(), time.monotonic(), 0
     size = -(-len(content) // pieces)
@@ -314,5 +297,10 @@ def exchange(world: World, sock: socket.socket, event: Event, pieces: int = 1) -
             if pieces > 1:
                 world.over.wait(0.05)
         status = read_answer(sock).status
-    world.note(event, began, status)
-    return status in (200, 204)
+    sent = Sent(event, began, time.monotonic(), status)
+    world.sent.append(sent)
+    if status not in (0, 200, 204, 503):
+        world.findings.append(f"answered {status}: {event}")
+    if sent.ended - began > HANGS_AFTER_SECONDS:
+        world.findings.append(f"no answer in {HANGS_AFTER_SECONDS} s: {event}")
+    return sent.is_acknowledged
