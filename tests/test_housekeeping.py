@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from faults import NAME, NOON, FailingOs, line, use_as_os
+from faults import NAME, NOON, FailingOs, line, process_on
 from files import durable, housekeeping, rewriting
 from files.days import CLAIM_NAME, DRAFT_NAME
 from files.housekeeping import Housekeeping
@@ -57,24 +57,13 @@ def read_days(data_dir: Path, kind: str = "events") -> dict[str, bytes]:
     return content
 
 
-def test_housekeeping_cuts_torn_tails_of_files_nobody_writes_to(
-    make_housekeeping: Make, data_dir: Path
-) -> None:
-    data_dir.mkdir()
-    for name in ("events-2026-11-20.jsonl", "refused-2026-11-20.jsonl", NAME):
-        (data_dir / name).write_bytes(line(1) + b'{"torn')
-
-    make_housekeeping().run(TODAY)
-
-    assert {path.read_bytes() for path in data_dir.iterdir()} == {line(1)}
-
-
 NULS = bytes(300)
 
 
 @pytest.mark.parametrize(
     "damaged",
     [
+        pytest.param([line(1), b'{"torn'], id="a torn tail"),
         pytest.param([line(1), b"\0\n", line(2)], id="a line of NUL bytes"),
         pytest.param([line(1), line(2)[:9] + NULS + line(3)[9:], line(4)], id="between two lines"),
         pytest.param([NULS + line(1), line(2)], id="at the start"),
@@ -84,7 +73,7 @@ NULS = bytes(300)
         pytest.param([line(1)] * 30_000 + [bytes(4096) + b"\n"] + [line(2)] * 120_000, id="7 MB"),
     ],
 )
-@pytest.mark.parametrize("age_days", [0, 1, 2, 30])
+@pytest.mark.parametrize("age_days", [0, 2, 30])
 def test_nul_bytes_cost_the_lines_that_hold_them_and_no_record_behind_them(
     make_housekeeping: Make, data_dir: Path, damaged: list[bytes], age_days: int
 ) -> None:
@@ -150,72 +139,99 @@ def test_only_files_of_the_two_patterns_are_touched(
     )
 
 
-def test_a_draft_that_did_not_fit_is_removed(
-    make_housekeeping: Make, data_dir: Path, disk: FailingOs
+# Faults of the process, the disk and the admin, at each call of a run in turn.
+
+EXPIRED, OLD = "events-2026-11-21.jsonl", "events-2026-11-22.jsonl"
+
+
+def run(directory: Path, disk: FailingOs | None = None) -> None:
+    """Compress what is of yesterday or older, and delete what is two days old."""
+    with process_on(disk or FailingOs()), suppress(BlockingIOError):
+        Housekeeping(directory, lambda: NOON, 1, 2).run(TODAY)
+
+
+def kill(disk: FailingOs, index: int, directory: Path, content: dict[str, bytes]) -> None:
+    disk.kill_at(index)
+
+
+def fail(disk: FailingOs, index: int, directory: Path, content: dict[str, bytes]) -> None:
+    disk.fail_at(index, errno.EIO)
+
+
+def append(disk: FailingOs, index: int, directory: Path, content: dict[str, bytes]) -> None:
+    def fault(at: int, name: str, arguments: Any) -> None:
+        if at == index and not is_locked(directory):  # otherwise it would wait
+            Appender(directory).append(OLD, line(66))
+            content[OLD] += line(66)
+
+    disk.fault = fault
+
+
+def delete(*names: str) -> Callable[..., None]:
+    """Delete work files, and let another process begin at that moment."""
+
+    def delete_and_run(disk: FailingOs, index: int, directory: Path, content: object) -> None:
+        def fault(at: int, name: str, arguments: Any) -> None:
+            if at == index:
+                for work_file in names:
+                    (directory / work_file).unlink(missing_ok=True)
+                if not is_locked(directory):
+                    run(directory)
+
+        disk.fault = fault
+
+    return delete_and_run
+
+
+def is_locked(directory: Path) -> bool:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        pytest.param(kill, id="it is killed"),
+        pytest.param(fail, id="the call fails"),
+        pytest.param(append, id="a line is appended"),
+        pytest.param(delete(CLAIM_NAME), id="the claim is deleted"),
+        pytest.param(delete(DRAFT_NAME), id="the draft is deleted"),
+        pytest.param(delete(CLAIM_NAME, DRAFT_NAME), id="both are deleted"),
+    ],
+)
+def test_whatever_happens_at_any_call_of_housekeeping_no_line_is_lost_or_doubled(
+    tmp_path: Path, disk: FailingOs, trouble: Callable[..., None]
 ) -> None:
-    content = write_days(data_dir, 2)
-    disk.fill_up_after(10)
-    make_housekeeping(compress_after_days=1).run(TODAY)
-
-    left = {path.name: path.read_bytes() for path in data_dir.iterdir()}
-    assert left == content | {CLAIM_NAME: b""}
-
-
-def run_and_die(directory: Path, index: int) -> None:
-    """Die at the system call of that index; exit with 0 if there are fewer."""
-    disk = FailingOs()
-    disk.fault = lambda at, name, arguments: os._exit(9) if at == index else None
-    use_as_os(disk, pytest.MonkeyPatch())
-    Housekeeping(directory, lambda: NOON, 1, 3).run(TODAY)
-
-
-def test_a_kill_at_any_moment_of_housekeeping_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    """At each call in turn; a late event comes before the next run, which finishes the job."""
-    context = get_context("fork")
-    expired, compressed, late = (f"events-2026-11-{day}.jsonl" for day in (20, 21, 22))
-    for index in range(500):
+    """A late event comes before the next run, which finishes the job."""
+    for index in itertools.count():
         directory = tmp_path / str(index)
-        content = write_days(directory, 4)
-        process = context.Process(target=run_and_die, args=(directory, index))
-        process.start()
-        process.join()
+        content = write_days(directory, 3)
+        troubled = FailingOs()
+        trouble(troubled, index, directory, content)
+        run(directory, troubled)
 
-        kept = content[compressed]
-        assert read_days(directory)[compressed] in (kept, kept + kept), "a line was lost"
-        Appender(directory).append(late, line(77))
-        Housekeeping(directory, lambda: NOON, 1, 3).run(TODAY)
-        expected = content | {late: content[late] + line(77)}
-        del expected[expired]
-        found = read_days(directory)
+        kept = content[OLD]
+        assert read_days(directory)[OLD] in (kept, kept + kept), f"lost at call {index}"
+        Appender(directory).append(OLD, line(77))
+        run(directory)
+        content[OLD] += line(77)
+        del content[EXPIRED]
         # The late line may lie beside an archive that was finished before it came.
-        assert {name: sorted(text) for name, text in found.items()} == {
-            name: sorted(text) for name, text in expected.items()
-        }, f"killed at call {index}"
-        assert {path.suffix for path in directory.iterdir()} == {".jsonl", ".gz", ".claim"}
-        if process.exitcode == 0:
+        assert sorted_lines(read_days(directory)) == sorted_lines(content), f"at call {index}"
+        assert not (directory / DRAFT_NAME).exists()
+        if len(troubled.calls) <= index:
             break
-    assert 30 < index < 499
+    assert index > 50
 
 
-def test_a_line_appended_while_its_file_is_compressed_is_kept(
-    disk: FailingOs, make_housekeeping: Make, data_dir: Path
-) -> None:
-    content = write_days(data_dir, 2)
-    plain = data_dir / "events-2026-11-22.jsonl"
-    late = Appender(data_dir)
-
-    def append_once(at: int, name: str, arguments: Any) -> None:
-        if name == "fsync":  # of the draft, before the lock is held
-            disk.heal()
-            late.append(plain.name, line(99))
-
-    disk.fault = append_once
-    make_housekeeping(compress_after_days=1).run(TODAY)
-
-    assert gzip.decompress(plain.with_suffix(".jsonl.gz").read_bytes()) == (
-        content[plain.name] + line(99)
-    )
-    assert not plain.exists()
+def sorted_lines(days: dict[str, bytes]) -> dict[str, list[bytes]]:
+    return {name: sorted(content.splitlines()) for name, content in days.items()}
 
 
 def test_only_one_process_does_housekeeping_at_a_time(
@@ -248,35 +264,6 @@ def test_housekeeping_runs_at_start_and_when_a_day_ends(
     keeping.close()
 
 
-def test_200_days_pass_and_every_line_that_should_be_there_is_there_once(
-    make_housekeeping: Make, data_dir: Path
-) -> None:
-    keeping = make_housekeeping(compress_after_days=7, retention_days=90)
-    appender = Appender(data_dir)
-    expected: dict[str, bytes] = {}
-    for n in range(200):
-        today = date(2026, 1, 1) + timedelta(days=n)
-        keeping.run(today)
-        for late_days in (0, 1, 9) if n % 5 == 0 else (0,):  # the clock jumps back, now and then
-            day = today - timedelta(days=late_days)
-            name = f"events-{day}.jsonl"
-            appender.append(name, line(n * 10 + late_days))
-            expected[name] = expected.get(name, b"") + line(n * 10 + late_days)
-        if n % 7 == 0:
-            (data_dir / f"refused-{today}.jsonl").write_bytes(line(n))
-    keeping.run(today)
-
-    oldest = today - timedelta(days=89)
-    wanted = {name: text for name, text in expected.items() if name >= f"events-{oldest}"}
-    assert read_days(data_dir) == wanted
-    plain = {path.name for path in data_dir.glob("*.jsonl")}
-    # Late lines stay beside the archive of their day.
-    alone = {name for name in plain if not (data_dir / f"{name}.gz").exists()}
-    assert min(alone) > f"events-{today - timedelta(days=7)}"
-    assert all(path.name[8:18] >= str(oldest) for path in data_dir.glob("refused-*"))
-    assert {path.suffix for path in data_dir.iterdir()} == {".jsonl", ".gz", ".claim"}
-
-
 # Retention is a promise, and a clock can be wrong.
 
 
@@ -296,18 +283,16 @@ def test_200_days_pass_and_every_line_that_should_be_there_is_there_once(
         pytest.param([-800], [-800], False, id="days after today alone"),
     ],
 )
-@pytest.mark.parametrize("kind", ["events", "refused"])
 def test_nothing_older_than_a_gap_of_more_than_a_year_is_deleted(
     make_housekeeping: Make,
     data_dir: Path,
     caplog: pytest.LogCaptureFixture,
-    kind: str,
     ages: list[int],
     kept: list[int],
     is_said: bool,
 ) -> None:
     data_dir.mkdir()
-    names = {age: f"{kind}-{TODAY - timedelta(days=age)}.jsonl" for age in ages}
+    names = {age: f"events-{TODAY - timedelta(days=age)}.jsonl" for age in ages}
     for name in names.values():
         (data_dir / name).write_bytes(line(1))
     for _ in range(3):
@@ -512,26 +497,6 @@ def test_files_and_keys_are_deleted_where_no_file_can_be_created(
     assert not keeping.is_disk_full
 
 
-def test_deletion_makes_room_for_compression_on_a_file_system_without_a_free_inode(
-    tmp_path: Path,
-) -> None:
-    mount = ["mount", "-t", "tmpfs", "-o", "nr_inodes=16,size=2m", "tmpfs", str(tmp_path)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("no file system can be mounted here")
-    try:
-        content = write_days(tmp_path, 12)
-        with suppress(OSError):
-            for n in itertools.count():
-                (tmp_path / f"other {n}").touch()
-        Housekeeping(tmp_path, lambda: NOON, 2, 10).run(TODAY)
-
-        kept = sorted(content)[2:]
-        assert read_days(tmp_path) == {name: content[name] for name in kept}
-        assert len(list(tmp_path.glob("*.gz"))) == 8
-    finally:
-        subprocess.run(["umount", tmp_path], check=True)
-
-
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_after_a_full_disk_it_tries_again_the_same_day(
     make_housekeeping: Make,
@@ -570,50 +535,3 @@ def test_below_the_room_that_events_need_compression_makes_room_if_it_fits(
     make_housekeeping(compress_after_days=1, min_free_bytes=2**40).run(TODAY)
 
     assert plain.exists() != is_compressed
-
-
-WORK_FILES = [CLAIM_NAME, DRAFT_NAME]
-
-
-@pytest.mark.parametrize("names", [WORK_FILES[:1], WORK_FILES[1:], WORK_FILES])
-def test_work_files_may_be_deleted_at_any_call(tmp_path: Path, names: list[str]) -> None:
-    """And another process may start at that moment: no line is lost or doubled."""
-    for index in itertools.count():
-        directory = tmp_path / str(index)
-        content = write_days(directory, 4)
-        disk = FailingOs()
-        disk.fault = partial(delete_and_run, directory, names, index)
-        compress_all(directory, disk)
-        if index >= len(disk.calls):
-            break
-        compress_all(directory, os)
-        assert read_days(directory) == content, f"at call {index}: {disk.calls[index]}"
-        assert len(list(directory.glob("*.gz"))) == 3
-    assert index > 50
-
-
-def delete_and_run(
-    directory: Path, names: list[str], index: int, at: int, name: str, arguments: Any
-) -> None:
-    if at == index:
-        for work_file in names:
-            (directory / work_file).unlink(missing_ok=True)
-        if not is_locked(directory):  # otherwise the other process would wait
-            compress_all(directory, os)
-
-
-def compress_all(directory: Path, module_os: object) -> None:
-    with pytest.MonkeyPatch.context() as monkeypatch, suppress(BlockingIOError):
-        use_as_os(module_os, monkeypatch)
-        Housekeeping(directory, lambda: NOON, 1, 0).run(TODAY)
-
-
-def is_locked(directory: Path) -> bool:
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False

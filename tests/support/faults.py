@@ -1,10 +1,11 @@
 """A disk that fails on demand, in place of `os` in the modules that write."""
 
+import contextlib
 import errno
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -30,8 +31,27 @@ def use_as_os(disk: object, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "os", disk)
 
 
+class Killed(BaseException):
+    """What a process meets at each system call after it was killed."""
+
+
+@contextlib.contextmanager
+def process_on(disk: "FailingOs") -> Iterator[None]:
+    """Do in this process what another one does on that disk, which may be killed."""
+    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.suppress(Killed):
+        use_as_os(disk, monkeypatch)
+        try:
+            yield
+        finally:
+            for fd in disk.descriptors:  # and with them go its locks
+                os.close(fd)
+
+
 class FailingOs:
-    """`os`, except that `fault` sees each system call first, and may raise or return instead."""
+    """`os`, except that `fault` sees each system call first, and may raise or return instead.
+
+    Nothing is synced, for only a power cut could tell.
+    """
 
     CALLS = (
         "open write pread ftruncate fsync fstat stat statvfs fchmod fchown mkdir close"
@@ -39,6 +59,7 @@ class FailingOs:
     )
 
     def __init__(self) -> None:
+        self.descriptors: set[int] = set()
         self.heal()
 
     def heal(self) -> None:
@@ -52,26 +73,32 @@ class FailingOs:
 
         def call(*arguments: Any, **options: Any) -> Any:
             self.calls.append((name, arguments))
-            try:
-                answer = self.fault(len(self.calls) - 1, name, arguments)
-            except (OSError, KeyboardInterrupt):
-                if name == "close":  # Linux frees the descriptor whatever it answers
-                    real(*arguments)
-                raise
-            return real(*arguments, **options) if answer is None else answer
+            if name == "close":  # Linux frees the descriptor whatever it answers
+                self.descriptors.discard(arguments[0])
+                real(*arguments)
+            answer = self.fault(len(self.calls) - 1, name, arguments)
+            if answer is None and name not in ("close", "fsync"):
+                answer = real(*arguments, **options)
+            if name == "open":
+                self.descriptors.add(answer)
+            return answer
 
         return call
 
+    def kill_at(self, index: int) -> None:
+        self.raise_if(lambda at, name: at >= index, Killed())
+
     def fail_at(self, index: int, code: int) -> None:
-        self.fail_if(lambda at, name: at == index, code)
+        self.raise_if(lambda at, name: at == index, OSError(code, os.strerror(code)))
 
     def fail(self, failing: str, code: int = errno.EIO) -> None:
-        self.fail_if(lambda at, name: name in failing.split(), code)
+        names = failing.split()
+        self.raise_if(lambda at, name: name in names, OSError(code, os.strerror(code)))
 
-    def fail_if(self, is_failing: Callable[[int, str], bool], code: int) -> None:
+    def raise_if(self, is_failing: Callable[[int, str], bool], error: BaseException) -> None:
         def fault(at: int, name: str, arguments: Any) -> None:
             if is_failing(at, name):
-                raise OSError(code, os.strerror(code))
+                raise error
 
         self.calls, self.fault = [], fault
 
