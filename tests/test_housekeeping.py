@@ -183,6 +183,17 @@ def delete(*names: str) -> Callable[..., None]:
     return delete_and_run
 
 
+def replace_draft(disk: FailingOs, index: int, directory: Path, content: object) -> None:
+    """Let another process, which holds a newer claim, begin to copy another file."""
+
+    def fault(at: int, name: str, arguments: Any) -> None:
+        if at == index and not is_locked(directory):
+            (directory / DRAFT_NAME).unlink(missing_ok=True)
+            (directory / DRAFT_NAME).write_bytes(line(99))
+
+    disk.fault = fault
+
+
 def is_locked(directory: Path) -> bool:
     fd = os.open(directory, os.O_RDONLY)
     try:
@@ -203,6 +214,7 @@ def is_locked(directory: Path) -> bool:
         pytest.param(delete(CLAIM_NAME), id="the claim is deleted"),
         pytest.param(delete(DRAFT_NAME), id="the draft is deleted"),
         pytest.param(delete(CLAIM_NAME, DRAFT_NAME), id="both are deleted"),
+        pytest.param(replace_draft, id="the draft is another one"),
     ],
 )
 def test_whatever_happens_at_any_call_of_housekeeping_no_line_is_lost_or_doubled(
