@@ -49,25 +49,11 @@ def test_providers_are_stored_as_all_eight_names_in_order(
     assert list(providers.items()) == list(stored.items())
 
 
-def test_only_listed_fields_are_kept_in_the_order_of_the_record() -> None:
-    kept = parse_cli(cli(userName="x", packages=[{"version": None, "name": "a", "path": "/home"}]))
+def test_fields_that_are_not_listed_are_dropped() -> None:
+    sent = cli(userName="x", packages=[{"version": "1", "name": "a", "path": "/home"}])
 
-    assert list(kept.items()) == [
-        ("nodeEnv", None),
-        ("nodeVersion", "v20.20.2"),
-        ("os", None),
-        ("osVersion", None),
-        ("command", None),
-        ("packages", [{"name": "a", "version": None}]),
-        ("projectFramework", "vite"),
-        ("projectId", None),
-    ]
-    assert list(parse_core(core_payload(secret=1))) == [
-        "providers",
-        "version",
-        "resourceCount",
-        "projectId",
-    ]
+    assert parse_cli(sent) == parse_cli(cli(packages=[{"name": "a", "version": "1"}]))
+    assert parse_core(core_payload(secret=1)) == parse_core(core_payload())
 
 
 @pytest.mark.parametrize("value", [None, ""], ids=["null", "empty"])
@@ -209,10 +195,6 @@ def test_a_byte_order_mark_before_the_json_is_passed_over(name: str) -> None:
     for encoding in ("utf-8", "latin-1") if name < "\u0100" else ("utf-8",):
         sent = codecs.BOM_UTF8 + text.encode(encoding)
         assert parse_core(b64encode(sent).decode())["projectId"] == name
-
-
-def test_the_last_of_two_equal_keys_wins() -> None:
-    assert parse_cli(cli()[:-1] + b',"nodeVersion":"v22"}')["nodeVersion"] == "v22"
 
 
 @pytest.mark.parametrize("encoded", ["%", "ab c!", "YQ===", "YQ=x", "YQ=", "Y", "é", "YWJj\0", "="])
@@ -373,16 +355,9 @@ def test_an_overlong_hostname_is_rejected_before_it_is_decoded(hostname: str) ->
     assert seconds(hostname) < seconds(DIFFERENT_LETTERS[:253])
 
 
-CHROME = "AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36"
-
-
 @pytest.mark.parametrize(
     ("header", "browser", "browser_version", "os", "os_version"),
     [
-        (
-            f"Mozilla/5.0 (Windows NT 10.0; Win64; x64) {CHROME}",
-            *("Chrome", "131.0.0.0", "Windows", "10"),
-        ),
         (
             "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
             *("Firefox", "128.0", "Linux", None),

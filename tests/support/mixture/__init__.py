@@ -14,7 +14,7 @@ from mixture.judgement import judge
 from mixture.situations import SITUATIONS
 from mixture.world import Mixture, World, send_events, settles
 
-MODES = ("full", "masked", "hashed", "none")
+MODES = ("full", "hashed")
 CLIENTS = 4
 RUN_SECONDS = 2
 TOGETHER = 3  # situations in a run
