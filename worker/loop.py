@@ -36,14 +36,12 @@ FAILED = problem(500, INTERNAL_ERROR)
 
 # gunicorn's settings that have no meaning here, by what to do instead.
 UNSUPPORTED = {
-    "let a proxy in front end TLS": "certfile keyfile",
-    "let a proxy in front speak HTTP/2": "http_protocols http2_cleartext",
-    "let the proxy in front set X-Forwarded-For": "proxy_protocol",
-    "let the proxy in front speak HTTP": "protocol",
+    "let the proxy in front do that": (
+        "certfile keyfile http_protocols http2_cleartext protocol proxy_protocol"
+    ),
     "an access log would hold addresses and payloads": "accesslog",
     "a worker's memory does not grow": "max_requests",
-    "headers never set the path": "forwarder_headers",
-    "headers never set the scheme": "secure_scheme_headers",
+    "headers set neither path nor scheme": "forwarder_headers secure_scheme_headers",
     "llhttp parses requests, and has no such setting": (
         "limit_request_line limit_request_fields limit_request_field_size header_map http_parser "
         "permit_obsolete_folding permit_unconventional_http_method strip_header_spaces "
