@@ -66,23 +66,15 @@ def test_an_invalid_setting_is_one_line_with_name_value_and_what_is_wanted(
     assert len(message.splitlines()) == 1
 
 
+KUBERNETES = """SERVICE_HOST SERVICE_PORT SERVICE_PORT_HTTP PORT PORT_8000_TCP PORT_8123_TCP_ADDR
+    PORT_53_UDP_PROTO"""
+
+
 @pytest.mark.parametrize("service", ["TELEMETRY", "TELEMETRY_CLICKHOUSE", "TELEMETRY_V2"])
-@pytest.mark.parametrize(
-    "ending",
-    [
-        "SERVICE_HOST",
-        "SERVICE_PORT",
-        "SERVICE_PORT_HTTP",
-        "PORT",
-        "PORT_8000_TCP",
-        "PORT_8123_TCP_ADDR",
-        "PORT_53_UDP_PROTO",
-    ],
-)
-def test_variables_that_kubernetes_makes_of_a_service_are_ignored(
-    service: str, ending: str
-) -> None:
-    assert read_settings({f"{service}_{ending}": "tcp://10.0.0.1:8000"}) == read_settings({})
+def test_variables_that_kubernetes_makes_of_a_service_are_ignored(service: str) -> None:
+    names = [f"{service}_{ending}" for ending in KUBERNETES.split()]
+
+    assert read_settings(dict.fromkeys(names, "tcp://10.0.0.1:8000")) == read_settings({})
 
 
 def test_an_empty_value_is_as_good_as_none() -> None:
