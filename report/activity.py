@@ -56,9 +56,11 @@ class Day:
 class Sent:
     """What a source sent in a day: the columns of a table of different payloads."""
 
-    def __init__(self, source: str, payloads: Iterable[bytes], times: Iterable[int]) -> None:
+    def __init__(
+        self, source: str, payloads: Iterable[bytes], times: Iterable[int], tally: Tally
+    ) -> None:
         self.payloads, self.times = list(payloads), list(times)
-        self.values: list[Values] = cut_payloads(source, self.payloads)
+        self.values = [tally.values[source][payload] for payload in self.payloads]
         self.projects = [values[PROJECT_AT[source]] for values in self.values]
 
     def with_project(self) -> int:
@@ -109,8 +111,9 @@ class Week:
         self.unreadable_lines += tally.unreadable_lines
         self.refusals += tally.refusals
         hosts = [host for host, _ in tally.core]
-        core = Sent("core", (payload for _, payload in tally.core), tally.core.values())
-        cli = Sent("cli", tally.cli, tally.cli.values())
+        payloads = [payload for _, payload in tally.core]
+        core = Sent("core", payloads, tally.core.values(), tally)
+        cli = Sent("cli", tally.cli, tally.cli.values(), tally)
         units = units_of(tally, hosts, core, cli)
         for source, kinds in units.items():
             for unit, members in kinds.items():

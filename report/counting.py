@@ -1,9 +1,10 @@
 """Count the lines of the daily files.
 
-One regular expression cuts all lines of a chunk into parts; equal parts, and equal pairs of parts,
-are counted as they stand in the line.  What they mean is read later, and only where it is asked.
+One regular expression cuts all lines of a chunk into parts, and another one cuts each different
+payload of a day into its values.  Equal parts, and equal pairs of parts, are counted as they stand
+in the line; what they mean is read later, and only where it is asked.
 
-A line that the expression does not match is not in the form that the collector writes: it is
+A line that either expression does not match is not in the form that the collector writes: it is
 parsed as JSON and converted to that form, one by one.
 """
 
@@ -23,10 +24,8 @@ from files.records import (
     PROVIDERS,
     read_record,
 )
-from report.hosts import excluder, is_in_development, is_program
+from report.hosts import is_in_development, is_program
 from report.values import NULL, Values, text_of, value_of
-
-Keys = Mapping[str, tuple[str, ...]]  # by source
 
 # The form that the collector writes: JSON text of each kind of value.  A text that needs an escape
 # is left to the JSON parser.
@@ -48,27 +47,24 @@ def form_of(keys: Iterable[str], added: Collection[str], value: bytes = b"%b") -
     return pattern
 
 
-def line_pattern(payload_keys: Keys, added: Collection[str]) -> re.Pattern[bytes]:
+def line_pattern(added: Collection[str]) -> re.Pattern[bytes]:
     """Return what matches a line, with its parts as groups; the last one is any other line."""
-    payloads = {source: form_of(keys, added) for source, keys in payload_keys.items()}
     agent = form_of(AGENT_KEYS, added)
-    core = rb'"core","ip":(%b),"hostname":(%b),(%b),"payload":\{(%b)\}'
-    core %= TEXT, TEXT, agent, payloads["core"]
-    cli = rb'"cli","ip":(%b),"payload":\{(%b)\}' % (TEXT, payloads["cli"])
+    core = rb'"core","ip":(%b),"hostname":(%b),(%b),"payload":\{(.*)\}' % (TEXT, TEXT, agent)
+    cli = rb'"cli","ip":(%b),"payload":\{(.*)\}' % TEXT
     head = rb'\{"id":"[0-9a-f-]{36}","received_at":"[0-9T:.Z-]{24}","source":'
     return re.compile(rb"^(?:%b(?:%b|%b)\}|(.*))$" % (head, core, cli), re.MULTILINE)
 
 
-def payload_pattern(keys: Iterable[str]) -> re.Pattern[bytes]:
+def payload_pattern(keys: Iterable[str], added: Collection[str]) -> re.Pattern[bytes]:
     """Return what matches a payload, with its values as groups; the last one is any other."""
-    return re.compile(b"^(?:%b|(.+))$" % form_of(keys, (), b"(%b)"), re.MULTILINE)
+    return re.compile(b"^(?:%b|(.+))$" % form_of(keys, added, b"(%b)"), re.MULTILINE)
 
 
-LINE = line_pattern(PAYLOAD_KEYS, ADDED_KEYS)
-PAYLOADS = {source: payload_pattern(keys) for source, keys in PAYLOAD_KEYS.items()}
+LINE = line_pattern(ADDED_KEYS)
+PAYLOADS = {source: payload_pattern(keys, ADDED_KEYS) for source, keys in PAYLOAD_KEYS.items()}
 HASH = re.compile(rb'"[0-9a-fA-F]{64}"')
 HASH_BYTES = 66
-NOTHING_EXCLUDED = excluder(())
 REFUSAL_TIME = re.compile(rb'^\{"received_at":"[0-9T:.Z-]{24}",', re.MULTILINE)
 
 
@@ -89,10 +85,14 @@ class Tally:
     """The counts of one day; the byte strings are parts of lines."""
 
     has_lists: bool = True  # whether the lists cover this day
-    is_excluded: Callable[[bytes], bool] = NOTHING_EXCLUDED
+    is_excluded: Callable[[bytes], bool] | None = None
     directory: Path = Path()  # of the file that is being counted
     core: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)  # host name and payload
     cli: Counter[bytes] = field(default_factory=Counter)
+    # By source: each different payload, cut into the values of its keys.
+    values: dict[str, dict[bytes, Values]] = field(
+        default_factory=lambda: {source: {} for source in PAYLOAD_KEYS}
+    )
     # By source, unit and directory: each directory has its own key to hash addresses with.
     addresses: defaultdict[tuple[str, str, Path], set[bytes]] = field(
         default_factory=lambda: defaultdict(set)
@@ -114,19 +114,46 @@ def count_events(chunk: bytes, tally: Tally) -> None:
         return
     rows: list[tuple[bytes, ...]] = LINE.findall(chunk, 0, len(chunk) - 1)
     columns = list(zip(*rows, strict=True))
-    if any(columns[-1]):
-        read = [read_odd(line) for line in columns[-1] if line]
-        tally.unreadable_lines += read.count(None)
-        rows = [row for row in rows if not row[-1]] + [parts for parts in read if parts]
+    *_, core_payloads, _, cli_payloads, odd = columns
+    odd_payloads = cut(core_payloads, "core", tally) | cut(cli_payloads, "cli", tally)
+    if odd_payloads or any(odd):
+        rows = list(in_form(rows, odd_payloads, tally))
         columns = list(zip(*rows, strict=True))
     if columns:
         _, hosts, agents, *_ = columns
         automated = set(filter(is_automated, {*agents}))
-        excluded = set(filter(tally.is_excluded, {*hosts}))
+        excluded = set(filter(tally.is_excluded, {*hosts})) if tally.is_excluded else set[bytes]()
         if automated or excluded:
             columns = list(zip(*set_aside(rows, automated, excluded, tally), strict=True))
     if columns:
         count_columns(columns, tally)
+
+
+def cut(payloads: Iterable[bytes], source: str, tally: Tally) -> set[bytes]:
+    """Cut the payloads that are new today into their values.  Return those in another form."""
+    known = tally.values[source]
+    fresh = {*payloads}.difference(known, (b"",))
+    found = dict(zip(fresh, PAYLOADS[source].findall(b"\n".join(fresh)), strict=True))
+    odd = {payload for payload, values in found.items() if values[-1]}
+    known.update((payload, found[payload][:-1]) for payload in fresh - odd)
+    return odd
+
+
+def in_form(
+    rows: list[tuple[bytes, ...]], odd_payloads: set[bytes], tally: Tally
+) -> Iterator[tuple[bytes, ...]]:
+    """Yield the rows, those of another form converted, without those that cannot be read."""
+    for row in rows:
+        *_, core_payload, _, cli_payload, odd = row
+        if not (odd or core_payload in odd_payloads or cli_payload in odd_payloads):
+            yield row
+        elif parts := read_odd(odd or line_of(Parts(*row))):
+            source = "core" if parts.core_payload else "cli"
+            payload = parts.core_payload or parts.cli_payload
+            tally.values[source][payload] = values_of(PAYLOAD_KEYS[source], payload)
+            yield parts
+        else:
+            tally.unreadable_lines += 1
 
 
 def set_aside(
@@ -202,17 +229,17 @@ def complete(tally: Tally) -> None:
     core, cli = tally.core, tally.cli
     tally.core, tally.cli = Counter(), Counter()
     for (host, payload), times in core.items():
-        tally.core[host, completed("core", payload)] += times
+        tally.core[host, completed(payload, "core", tally)] += times
     for payload, times in cli.items():
-        tally.cli[completed("cli", payload)] += times
+        tally.cli[completed(payload, "cli", tally)] += times
 
 
-def completed(source: str, payload: bytes) -> bytes:
-    keys = PAYLOAD_KEYS[source]
-    if all(b'"%b":' % key.encode() in payload for key in ADDED_KEYS.intersection(keys)):
-        return payload
-    members = zip(map(str.encode, keys), values_of(keys, payload), strict=True)
-    return b",".join(map(b'"%b":%b'.__mod__, members))
+def completed(payload: bytes, source: str, tally: Tally) -> bytes:
+    values = tuple(value or NULL for value in tally.values[source][payload])
+    members = zip(map(str.encode, PAYLOAD_KEYS[source]), values, strict=True)
+    text = b",".join(map(b'"%b":%b'.__mod__, members))
+    tally.values[source][text] = values
+    return text
 
 
 @cache
@@ -226,6 +253,14 @@ def is_automated(part: bytes) -> bool:
 
 
 # Lines in another form.
+
+
+def line_of(parts: Parts) -> bytes:
+    """Return what tells the same as the line that had these parts."""
+    head = b'{"id":"","received_at":"","source":'
+    if parts.core_payload:
+        return head + b'"core","ip":%b,"hostname":%b,%b,"payload":{%b}}' % parts[:4]
+    return head + b'"cli","ip":%b,"payload":{%b}}' % parts[4:6]
 
 
 def read_odd(line: bytes) -> Parts | None:

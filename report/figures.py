@@ -14,7 +14,7 @@ from files.records import PAYLOAD_KEYS
 from report.activity import Day, Seen, Week, agent_values, unpack
 from report.counting import cut_payloads, holds_hash
 from report.lists import LISTS, UNITS, Found, List, series
-from report.period import LIST_WEEKS, WEEK_DAYS, WINDOWS, Period
+from report.period import LIST_WEEKS, WEEK_DAYS, WINDOW_WEEKS, WINDOWS, Period
 from report.values import NULL, Values, value_of
 
 MIN_FILES = {7: 6, 28: 24}  # days with a file, for a window to be compared
@@ -40,10 +40,10 @@ class Counted:
     def some_weeks(self, numbers: Iterable[int]) -> list[Week]:
         return [self.weeks[number] for number in numbers if number in self.weeks]
 
-    def units(self, source: str, unit: str, numbers: Iterable[int]) -> set[bytes]:
-        """Return the units that were active in these weeks."""
-        weeks = self.some_weeks(numbers)
-        return set().union(*(unpack(week.packed_units[source, unit]) for week in weeks))
+    def units_by_week(self, source: str, unit: str) -> list[set[bytes]]:
+        """Return the units that were active in each week of the windows, the last week first."""
+        weeks = map(self.weeks.get, range(WINDOW_WEEKS))
+        return [set(unpack(week.packed_units[source, unit])) if week else set() for week in weeks]
 
     @cached_property
     def listed(self) -> list[Week]:
@@ -158,19 +158,26 @@ def files_of_windows(counted: Counted, length: int) -> dict[str, int]:
 
 def windows_by_unit(counted: Counted) -> dict[str, Any]:
     return {
-        source: {
-            unit: {str(length): window(counted, source, unit, length) for length in WINDOWS}
-            for unit in units
-        }
+        source: {unit: windows(counted, source, unit) for unit in units}
         for source, units in UNITS.items()
     }
 
 
-def window(counted: Counted, source: str, unit: str, length: int) -> dict[str, int | None]:
+def windows(counted: Counted, source: str, unit: str) -> dict[str, Any]:
+    by_week = counted.units_by_week(source, unit)
+    found = {}
+    for length in WINDOWS:
+        weeks = length // WEEK_DAYS
+        now, before = set().union(*by_week[:weeks]), set().union(*by_week[weeks : 2 * weeks])
+        found[str(length)] = window(counted, source, unit, length, now, before)
+    return found
+
+
+def window(
+    counted: Counted, source: str, unit: str, length: int, now: set[bytes], before: set[bytes]
+) -> dict[str, int | None]:
     """Compare the last days with as many before, if there are enough files of both."""
-    period, weeks = counted.period, length // WEEK_DAYS
-    now = counted.units(source, unit, range(weeks))
-    before = counted.units(source, unit, range(weeks, 2 * weeks))
+    period = counted.period
 
     def known(days: list[date]) -> bool:
         return can_count(source, unit, counted.days(days), is_one_day=False)

@@ -217,7 +217,7 @@ def size_of(file: DayFile) -> int:
 def read_share(share: Share) -> Result:
     """Count the files of a share, all that can be read."""
     week, problems, files_read = Week(share.number), list[str](), 0
-    is_excluded = excluder(share.patterns)
+    is_excluded = excluder(share.patterns) if share.patterns else None
     days = [(day, list(files)) for day, files in groupby(share.files, key=lambda file: file.day)]
     for day, files in reversed(days):
         tally = Tally(week.has_lists, is_excluded)

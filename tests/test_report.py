@@ -345,8 +345,8 @@ def test_a_key_that_older_lines_lack_costs_no_line_its_fast_path(
     keys = {source: (*keys, "theme") for source, keys in PAYLOAD_KEYS.items()}
     for source in keys:
         monkeypatch.setitem(PAYLOAD_KEYS, source, keys[source])
-        monkeypatch.setitem(counting.PAYLOADS, source, counting.payload_pattern(keys[source]))
-    monkeypatch.setattr(counting, "LINE", counting.line_pattern(keys, {"theme"}))
+        pattern = counting.payload_pattern(keys[source], {"theme"})
+        monkeypatch.setitem(counting.PAYLOADS, source, pattern)
     for module in (counting, report.reading):
         monkeypatch.setattr(module, "ADDED_KEYS", {"theme"})
     monkeypatch.setattr(counting, "read_odd", odd_lines.append)
