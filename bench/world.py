@@ -11,7 +11,7 @@ import gzip
 import json
 import random
 from collections.abc import Iterator
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,9 +139,11 @@ class World:
         sent = {"packages": packages, "projectFramework": framework}
         return members(sent | {"projectId": f"project-{life.number}"})
 
+    def date_of(self, day: int) -> date:
+        return self.until - timedelta(days=self.days - 1 - day)
+
     def lines(self, day: int, count: int) -> Iterator[str]:
-        chance, date_of = self.chance, self.until - timedelta(days=self.days - 1 - day)
-        start = datetime(date_of.year, date_of.month, date_of.day)
+        chance, start = self.chance, datetime.combine(self.date_of(day), time())
         apps = [n for n, life in enumerate(self.apps) if life.begins <= day < life.ends]
         projects = [n for n, life in enumerate(self.projects) if life.begins <= day < life.ends]
         cores = {
@@ -178,7 +180,7 @@ class World:
     def refusals(self, day: int, count: int) -> Iterator[str]:
         for source, field, detail in self.chance.choices(REFUSALS, weights=(9, 3, 2, 1), k=count):
             refusal = {"source": source, "status": 400, "field": field, "detail": detail}
-            yield compact({"received_at": f"{self.until}T12:00:00.000Z"} | refusal) + "\n"
+            yield compact({"received_at": f"{self.date_of(day)}T12:00:00.000Z"} | refusal) + "\n"
 
 
 def make_files(
@@ -187,7 +189,7 @@ def make_files(
     """Write the files of the world's days, and return their size in bytes."""
     growth = [GROWTH_A_DAY**day for day in range(world.days)]
     for day in range(world.days):
-        date_of = world.until - timedelta(days=world.days - 1 - day)
+        date_of = world.date_of(day)
         count = int(events * growth[day] / sum(growth))
         lines = {
             "events": world.lines(day, count),
