@@ -26,7 +26,6 @@ SOURCES = {"core": "Apps", "cli": "Command line"}
 FROM = {"core": "apps", "cli": "the command line"}
 TURNOVER = {"gone": "only before", "stayed": "both", "new": "only now"}
 MARK = "*"
-MAX_STRIP_DAYS = 366  # of the strip
 MAX_NAMES = 3
 MAX_LENGTH = len("999,999")
 WHY_NO_ADDRESSES = {
@@ -47,11 +46,6 @@ class Made(NamedTuple):
     today: date
     version: str
     has_today: bool = False  # today's file holds events, and the period ends before it
-
-
-class Sentence(NamedTuple):
-    strong: str
-    rest: str
 
 
 class Window(NamedTuple):
@@ -108,7 +102,7 @@ class Table(NamedTuple):
 
 class Outline(NamedTuple):
     title: str
-    sentences: tuple[Sentence, ...]
+    sentences: tuple[tuple[str, str], ...]  # each of an emphasized part and the rest
     period: str
     active: Active | None  # None if there is nothing to report
     days: Days | None
@@ -156,34 +150,34 @@ def was_active(report: Report, source: str) -> bool:
 # The first sentences
 
 
-def sentences(report: Report, sources: list[str], audience: Audience) -> tuple[Sentence, ...]:
-    source, unit, nouns = "core", "hosts", ("deployed host", "deployed hosts")
+def sentences(
+    report: Report, sources: list[str], audience: Audience
+) -> tuple[tuple[str, str], ...]:
+    source, unit, noun = "core", "hosts", "deployed host"
     if "core" not in sources:
-        source, unit = "cli", "projects"
-        nouns = ("project of the command line", "projects of the command line")
+        source, unit, noun = "cli", "projects", "command-line project"
     window, files = report["active"][source][unit]["28"], report["files"]["28"]["now"]
     newest = newest_major(report, audience)
-    return (active_sentence(window, nouns, files), *([Sentence(*newest)] if newest else []))
+    return (active_sentence(window, noun, files), *([newest] if newest else []))
 
 
-def active_sentence(window: dict[str, int | None], nouns: tuple[str, str], files: int) -> Sentence:
+def active_sentence(window: dict[str, int | None], noun: str, files: int) -> tuple[str, str]:
     now, before = window["now"], window["before"]
     if now is None:
-        said = f" how many {nouns[1]} were active: no event came with a projectId."
-        return Sentence("Unknown", said)
+        return "Unknown", f" how many {noun}s were active: no event came with a projectId."
     said = " was active" if now == 1 else " were active"
     if before is None:
         said += f", counted on {files} of 28 days" if files < 28 else ""
     elif now == before:
-        said += ", as many as in the 28 days before" if now else ""
+        said += ", as many as in the 28 days before"
     else:
         difference = f"{abs(now - before):,} {'more' if now > before else 'fewer'}"
         said += f", {difference} than in the 28 days before"
         said += in_brackets(percent_change(now, before))
-    return Sentence(f"{f'{now:,}' if now else 'No'} {nouns[now != 1]}", f"{said}.")
+    return plural(now, noun), f"{said}."
 
 
-def nothing(report: Report, made: Made) -> tuple[Sentence, ...]:
+def nothing(report: Report, made: Made) -> tuple[tuple[str, str], ...]:
     """Say why the report is empty, and how it would not be."""
     period = f"from {report['since']} to {report['until']}"
     has_files = len(report["missing_days"]) < days_read(report)
@@ -193,7 +187,7 @@ def nothing(report: Report, made: Made) -> tuple[Sentence, ...]:
     if made.has_today:
         today = f"today, {made.today}, and not finished: `flask report --until today` counts it."
         why = f"{why} Another is of {today}" if has_files else f"the only file is of {today}"
-    return (Sentence("Nothing to report", f": {why}"),)
+    return (("Nothing to report", f": {why}"),)
 
 
 def days_read(report: Report) -> int:
@@ -211,7 +205,7 @@ def period(report: Report, audience: Audience) -> str:
         how = " (day hatched, week dashed)" if is_drawn else ""
         said.append(f"No file of {day_runs(missing)}{how}.")
     if report["automated"]["events"]:
-        said.append(left_out(report, audience))
+        said.append(left_out(report))
     if excluded := report["excluded"]["events"]:
         said.append(f"Excluded by option: {plural(excluded, 'event')}.")
     if lines := report["unreadable_lines"]:
@@ -219,19 +213,11 @@ def period(report: Report, audience: Audience) -> str:
     return " ".join(said)
 
 
-def left_out(report: Report, audience: Audience) -> str:
-    automated = report["automated"]
-    events = automated["events"]
+def left_out(report: Report) -> str:
+    events: int = report["automated"]["events"]
     every = events + report["excluded"]["events"] + sum(report["events"].values())
-    least = audience.least_events(events)
-    names = [row["value"] for row in automated["names"] if row["events"] >= least][:MAX_NAMES]
-    named = [audience.named(name) for name in names]
-    if named and len(named) < len(automated["names"]):
-        named.append("others")
-    return (
-        f"Left out: {plural(events, 'event')}{in_brackets(share(events, every))} of programs that"
-        f" name themselves bots{': ' * bool(named)}{', '.join(named)}."
-    )
+    of_all = in_brackets(share(events, every))
+    return f"Left out: {plural(events, 'event')}{of_all} of programs that name themselves bots."
 
 
 # The table of active units
@@ -374,24 +360,21 @@ def about_units(report: Report, sources: list[str]) -> Iterator[str]:
 
 
 def events_each_day(report: Report, sources: list[str]) -> Days:
-    days = report["days"][-MAX_STRIP_DAYS:]
-    times = days_of(report)[-MAX_STRIP_DAYS:]
+    days, times = report["days"], days_of(report)
     counts = {SOURCES[source]: [day[source]["events"] for day in days] for source in sources}
     strips = [(name, strip(f"{name}, events each day", times, of)) for name, of in counts.items()]
     refused = [day["refused"] for day in days]
     if any(refused):
         known = [time._replace(files=1) for time in times]
         strips.append(("Refused", strip("Refused requests each day", known, refused)))
-    return Days(tuple(strips), days[0]["date"], days[-1]["date"], about_refused(report["days"]))
+    return Days(tuple(strips), days[0]["date"], days[-1]["date"], about_refused(days))
 
 
 def about_refused(days: list[Report]) -> str:
     newest, before = days[-7:], days[-35:-7]
-    said = f"Refused: {refused_of(newest)} "
-    said += "on the last day" if len(newest) == 1 else f"in the last {len(newest)} days"
+    said = f"Refused: {refused_of(newest)} in the last {plural(len(newest), 'day')}"
     if before:
-        days_before = "on the day" if len(before) == 1 else f"in the {len(before)} days"
-        said += f"; {refused_of(before)} {days_before} before"
+        said += f"; {refused_of(before)} in the {plural(len(before), 'day')} before"
     return f"{said}."
 
 
@@ -413,14 +396,12 @@ def lists(report: Report, source: str, audience: Audience) -> Lists:
 def resources(report: Report, audience: Audience) -> str:
     """Say how many resources apps have; the page is silent where hosts are few."""
     count, hosts = report["core"]["resource_count"], report["active"]["core"]["hosts"]["28"]["now"]
-    is_few = (hosts or 0) < MIN_SHARE_BASE
-    if count["median"] is None or (audience is Audience.PAGE and is_few):
+    if count["median"] is None:
         return ""
     low, median, high = (number(count[name]) for name in ("p10", "median", "p90"))
-    if is_few:
-        return f"median {median}"
-    span = low if low == high else f"from {low} to {high}"
-    return f"median {median}; 80% of the deployed hosts have {span}"
+    if (hosts or 0) < MIN_SHARE_BASE:
+        return f"median {median}" if audience is Audience.TERMINAL else ""
+    return f"median {median}; 80% of the deployed hosts have from {low} to {high}"
 
 
 def figure_table(

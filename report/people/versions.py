@@ -11,6 +11,7 @@ from report.lists import series
 from report.people.bars import Bar, Report, bars, weeks_of
 from report.people.words import in_ascii, in_brackets, in_letters, number, share
 
+OTHER = "other"
 MAX_SERIES = 6
 MAX_WEEKS = 26  # of more, the chart shows majors
 MIN_PERCENT = 1  # of the hosts or events, for a value to be named
@@ -114,22 +115,13 @@ def newest_major(report: Report, audience: Audience) -> tuple[str, str] | None:
     newest = next((name for name in named if not name.endswith("-pre")), None)
     if newest is None:
         return None
-    on_newest = sum(n for name, n in counts.items() if is_not_older(major_of(name), newest))
-    rest = total - on_newest
-    if total == 1:
-        return "It", f" runs {newest[:-1]}0 or newer."
+    oldest = version_key(newest)
+    on_newest = sum(n for name, n in counts.items() if version_key(major_of(name)) >= oldest)
     said = f" of them {'runs' if on_newest == 1 else 'run'} {newest[:-1]}0 or newer"
-    if rest:
-        older = [name for name in named if not is_not_older(name, newest)]
-        if len(older) > 2 or sum(named[name] for name in older) < rest:
-            older = [*older[:2], "another version" if rest == 1 else "other versions"]
-        said += f"; {plural(rest, 'host')}{in_brackets(share(rest, total))}"
-        said += f" {'is' if rest == 1 else 'are'} still on {' or '.join(older)}"
+    if rest := total - on_newest:
+        are = f"{plural(rest, 'host')}{in_brackets(share(rest, total))}"
+        said += f"; {are} {'does' if rest == 1 else 'do'} not"
     return share(on_newest, total) or number(on_newest), f"{said}."
-
-
-def is_not_older(name: str, other: str) -> bool:
-    return version_key(name) >= version_key(other)
 
 
 def adoption(report: Report, audience: Audience) -> Adoption | None:
@@ -139,38 +131,39 @@ def adoption(report: Report, audience: Audience) -> Adoption | None:
     totals.append(report["active"]["core"]["hosts"]["28"]["now"])
     if not any(totals):
         return None
-    counts = [Counter(week["versions"]) for week in weeks] + [hosts_of_series(report)]
-    label: Callable[[str], str] = str
-    labelled, shown = counts, choose_series(counts, totals, audience)
-    named = sum(each[name] for each in counts for name in shown)
-    if len(weeks) > MAX_WEEKS or 2 * named < sum(map(Counter.total, counts)):
-        label = major_of
-        labelled = [add_up(each, label) for each in counts]
-        shown = choose_series(labelled, totals, audience)
+    each_series = [Counter(week["versions"]) for week in weeks] + [hosts_of_series(report)]
+    each_major = [add_up(counts, major_of) for counts in each_series]
+    is_by_major = len(weeks) > MAX_WEEKS
+    drawn = series_rows(report, each_major if is_by_major else each_series, totals, audience)
+    several = {name for name, n in Counter(map(major_of, each_series[-1])).items() if n > 1}
+    every = [
+        version(report, f"all {name}", "all", [counts[name] for counts in each_major], totals)
+        for name in majors(each_major[-1], totals[-1] or 0, audience)
+        if name in several and not is_by_major
+    ]
+    return Adoption(
+        tuple(drawn),
+        tuple(every),
+        line_of_majors(each_major[-1], totals[-1] or 0, audience),
+        tuple((week["since"], number(week["hosts"])) for week in weeks),
+        (NOTE, OTHER_NOTE) if drawn[-1:] and drawn[-1].name == OTHER else (NOTE,),
+    )
 
-    def row(name: str, kind: str, found: list[int]) -> Version:
-        return version(report, name, kind, found, totals)
 
+def series_rows(
+    report: Report, counts: list[Counter[str]], totals: list[int | None], audience: Audience
+) -> list[Version]:
+    """Return a row for each series that is shown, and one for all others."""
+    shown = choose_series(counts, totals, audience)
     drawn = [
-        row(name, f"shade-{at}", [each[name] for each in labelled]) for at, name in enumerate(shown)
+        version(report, name, f"shade-{at}", [each[name] for each in counts], totals)
+        for at, name in enumerate(shown)
     ]
     rest = [
         (total or 0) - sum(each[name] for name in shown)
-        for each, total in zip(labelled, totals, strict=True)
+        for each, total in zip(counts, totals, strict=True)
     ]
-    if any(rest):
-        drawn.append(row("other", "other", rest))
-    several = {name for name, n in Counter(map(major_of, counts[-1])).items() if n > 1}
-    every = [
-        row(f"all {name}", "all", [add_up(each, major_of)[name] for each in counts])
-        for name in majors(counts[-1], totals[-1] or 0, audience)
-        if label is str and name in several
-    ]
-    hosts = tuple((week["since"], number(week["hosts"])) for week in weeks)
-    line = line_of_majors(counts[-1], totals[-1] or 0, audience)
-    return Adoption(
-        tuple(drawn), tuple(every), line, hosts, (NOTE, OTHER_NOTE) if any(rest) else (NOTE,)
-    )
+    return [*drawn, version(report, OTHER, OTHER, rest, totals)] if any(rest) else drawn
 
 
 def choose_series(

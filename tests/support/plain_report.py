@@ -36,16 +36,17 @@ def plain_report(
     missing: tuple[int, ...] = (),  # days before the last
     **changes: Any,
 ) -> Report:
-    """Return a report of apps and commands; `versions` are the hosts of 28 days."""
-    since = UNTIL - timedelta(days=days - 1)
+    """Return a report of apps and commands; `versions` are the hosts of 28 days.
+
+    `core_addresses=(5, None)` changes active units, `core_browsers=[…]` a list.
+    """
+    last_days = [UNTIL - timedelta(days=n) for n in reversed(range(days))]
     without_file = {UNTIL - timedelta(days=ago) for ago in missing}
-    active = {source: dict.fromkeys(units, windows(100, 80)) for source, units in UNITS.items()}
-    active["core"]["hosts"] = windows(*hosts)
     times = weeks or [{"5.0": 60, "4.9": 40}] * (days // 7)
     firsts = [UNTIL - timedelta(days=7 * n + 6) for n in reversed(range(len(times)))]
     report: Report = {
         "framework": "Refine",
-        "since": str(since),
+        "since": str(last_days[0]),
         "until": str(UNTIL),
         "unfinished": False,
         "missing_days": sorted(map(str, without_file)),
@@ -64,29 +65,41 @@ def plain_report(
             for length in (7, 28)
         },
         "projects_in_development_only": 25,
-        "active": active,
+        "active": {
+            source: dict.fromkeys(units, windows(100, 80)) for source, units in UNITS.items()
+        },
         "weeks": [week(first, without_file) for first in firsts],
         "adoption": [
             {"since": str(first), "until": str(first), "hosts": sum(n.values()), "versions": n}
             for first, n in zip(firsts, times, strict=True)
         ],
-        "days": [day(since + timedelta(days=n), without_file) for n in range(days)],
+        "days": [
+            {"date": str(day), "refused": 0, **figures(day not in without_file, 10)}
+            for day in last_days
+        ],
         **{source: {name: [] for name in lists} for source, lists in LISTS.items()},
     }
+    report["active"]["core"]["hosts"] = windows(*hosts)
     named = versions or {"5.0.1": 60, "4.9.1": 40}
     report["core"]["versions"] = [row(name, "hosts", n) for name, n in named.items()]
     report["core"]["resource_count"] = {"p10": 2, "median": 7, "p90": 20, "max": 4321}
-    return report | changes
+    for key, value in changes.items():
+        source, _, name = key.partition("_")
+        if name in UNITS.get(source, ()):
+            report["active"][source][name] = windows(*value)
+        elif name in LISTS.get(source, ()):
+            report[source][name] = value
+        else:
+            report[key] = value
+    return report
 
 
 def windows(now: int | None, before: int | None) -> dict[str, dict[str, int | None]]:
     """Return both windows of a unit, of which a tenth is new."""
-    if now is None or before is None:
-        found = dict.fromkeys(("now", "before", "stayed", "new", "gone")) | {"now": now}
-    else:
+    found = dict.fromkeys(("now", "before", "stayed", "new", "gone")) | {"now": now}
+    if now is not None and before is not None:
         new = max(now - before, now // 10)
-        found = {"now": now, "before": before, "stayed": now - new, "new": new}
-        found["gone"] = before - now + new
+        found |= {"before": before, "stayed": now - new, "new": new, "gone": before - now + new}
     return {"7": found, "28": found}
 
 
@@ -94,10 +107,6 @@ def week(first: date, without_file: set[date]) -> Report:
     files = sum(first + timedelta(days=n) not in without_file for n in range(7))
     last = first + timedelta(days=6)
     return {"since": str(first), "until": str(last), "files": files, **figures(files, 40)}
-
-
-def day(of: date, without_file: set[date]) -> Report:
-    return {"date": str(of), "refused": 0, **figures(of not in without_file, 10)}
 
 
 def figures(files: int, count: int) -> Report:
