@@ -2,7 +2,6 @@
 
 import os
 import re
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -22,18 +21,6 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     image.remove()
 
 
-@pytest.fixture(autouse=True)
-def no_container_left(image: Image) -> Iterator[None]:
-    yield
-    image.remove_containers()
-
-
-@pytest.fixture
-def volume() -> str:
-    """The name of a volume that is not there yet."""
-    return uuid.uuid4().hex
-
-
 def manifest(name: str, kind: str) -> dict[str, Any]:
     """Return the object of that kind in a file for Kubernetes."""
     yaml = package("yaml")
@@ -42,10 +29,8 @@ def manifest(name: str, kind: str) -> dict[str, Any]:
     return next(one for one in objects if one["kind"] == kind)
 
 
-def test_it_stops_at_sigterm_and_the_next_container_continues_with_its_files(
-    image: Image, volume: str
-) -> None:
-    container = Container(image, volume=volume, WEB_CONCURRENCY="2")
+def test_it_stops_at_sigterm_and_the_next_container_continues_with_its_files(image: Image) -> None:
+    container = Container(image, WEB_CONCURRENCY="2")
     with Load(container, 4) as load:
         load.wait_for(204, 50)
         assert container.stop() == 0
@@ -53,7 +38,7 @@ def test_it_stops_at_sigterm_and_the_next_container_continues_with_its_files(
     status = path.stat()
     assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (10001, 10001, 0o640)
 
-    container = Container(image, volume=volume)
+    container = Container(image, volume=container.volume)
     assert container.send_cli(projectId="next").status == 204
     stored = Counter(event["payload"]["projectId"] for event in container.events())
     assert all(stored[project] == 1 for project in load.projects())
@@ -61,10 +46,10 @@ def test_it_stops_at_sigterm_and_the_next_container_continues_with_its_files(
 
 
 def test_any_user_of_group_0_can_run_it_and_its_health_check_asks_its_own_port_and_no_proxy(
-    image: Image, volume: str
+    image: Image,
 ) -> None:
     proxy = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
-    container = Container(image, volume=volume, user="12345:0", PORT="9000", **proxy)
+    container = Container(image, user="12345:0", PORT="9000", **proxy)
     assert container.send_core().status == 204
     assert container.is_healthy()
 
@@ -79,7 +64,7 @@ def test_the_build_warns_of_nothing(image: Image) -> None:
 
 def test_compose_runs_it_and_trusts_a_proxy_on_the_same_machine(image: Image) -> None:
     package("podman_compose")
-    container = Composed(image)
+    container = Composed(image, TELEMETRY_FRAMEWORK="Sprout")
     with Load(container, 2) as load:
         load.wait_for(204, 20)
         killed = container.pid()
@@ -95,11 +80,11 @@ def test_compose_runs_it_and_trusts_a_proxy_on_the_same_machine(image: Image) ->
 
 
 def test_only_what_runs_is_in_the_image_and_report_and_forget_run_there_as_documented(
-    image: Image, volume: str
+    image: Image,
 ) -> None:
     manual = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
     commands = re.findall(r"exec (?:-T )?telemetry (flask [^`\n>]+)", manual)
-    container = Container(image, volume=volume, user="10001:12345")  # its own user in any group
+    container = Container(image, user="10001:12345")  # its own user in any group
     assert container.send_core().status == 204
     script = "import importlib.util as u, os; print(u.find_spec('pytest'), *os.listdir())"
     found = image.podman("exec", container.name, "python", "-c", script).stdout.split()
@@ -116,7 +101,7 @@ def test_only_what_runs_is_in_the_image_and_report_and_forget_run_there_as_docum
 
 
 def test_a_pod_responds_to_its_probes_and_the_cron_job_writes_a_page_from_its_volume(
-    image: Image, volume: str
+    image: Image,
 ) -> None:
     pod = manifest("kubernetes.yaml", "Deployment")["spec"]["template"]["spec"]
     (spec,) = pod["containers"]
@@ -124,12 +109,13 @@ def test_a_pod_responds_to_its_probes_and_the_cron_job_writes_a_page_from_its_vo
     # What Kubernetes adds for a Service called telemetry.
     environ |= {"TELEMETRY_SERVICE_HOST": "10.96.0.7", "TELEMETRY_PORT": "tcp://10.96.0.7:80"}
     user = "{runAsUser}:{runAsGroup}".format(**pod["securityContext"])
-    container = Container(image, volume=volume, user=user, **environ)
+    container = Container(image, user=user, **environ)
 
     assert container.send_core().status == 204
     for probe in ("readinessProbe", "livenessProbe"):
-        assert container.send("GET", spec[probe]["httpGet"]["path"]).status == 200
-    assert spec["ports"][0]["containerPort"] == container.port
+        asked = spec[probe]["httpGet"]
+        assert asked["port"] == container.port
+        assert container.send("GET", asked["path"]).status == 200
     assert [mount["mountPath"] for mount in spec["volumeMounts"]] == ["/data"]
 
     (path,) = container.data_dir.glob("events-*.jsonl")
@@ -139,7 +125,7 @@ def test_a_pod_responds_to_its_probes_and_the_cron_job_writes_a_page_from_its_vo
     os.chown(report, 10001, 10001)
     job = manifest("kubernetes-report.yaml", "CronJob")["spec"]["jobTemplate"]["spec"]
     (spec,) = job["template"]["spec"]["containers"]
-    mounts = [f"--volume={volume}:/data:ro", f"--volume={report}:/report"]
+    mounts = [f"--volume={container.volume}:/data:ro", f"--volume={report}:/report"]
     args = [*spec["args"], "--since", "2026-01-01", "--until", "2026-01-01"]
     image.run("--rm", "--read-only", "--cap-drop=ALL", *mounts, "telemetry", *args)
 

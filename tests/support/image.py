@@ -19,8 +19,9 @@ from server import PATIENCE_SECONDS, ROOT, Server, give_up, package, program, wa
 FROM = "docker.io/library/python:3.13-slim"
 SHARED = ("bin", "sbin", "lib", "lib64", "share")
 OF_USR = [f"--volume=/usr/{name}:/usr/{name}:ro" for name in SHARED]
-# podman would raise these, and not every root may.
-LIMITS = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"]
+# podman would raise the limits, and not every root may.
+RUN_OPTIONS = ["--cgroups=disabled", "--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"]
+RUN_OPTIONS += OF_USR
 
 
 class Image:
@@ -72,8 +73,7 @@ class Image:
 
     def run(self, *arguments: str) -> str:
         """Run a container with these options, image and command; return what it prints."""
-        own = ["--network=host", "--cgroups=disabled", *LIMITS, *OF_USR]
-        ran = self.podman("run", *own, *arguments)
+        ran = self.podman("run", "--network=host", *RUN_OPTIONS, *arguments)
         assert ran.returncode == 0, ran.stderr
         return ran.stdout.strip()
 
@@ -81,6 +81,7 @@ class Image:
         self.podman("rm", "--all", "--force", "--time=0")
 
     def remove(self) -> None:
+        self.remove_containers()
         self.holder.kill()
         self.holder.wait(PATIENCE_SECONDS)
         for directory in (self.directory, self.runroot):  # podman may be cleaning up, too
@@ -135,18 +136,21 @@ class Container(Server):
     """A running container with the least privileges that it needs."""
 
     def __init__(
-        self, image: Image, *options: str, volume: str, user: str = "10001", **environ: str
+        self, image: Image, *, volume: str = "", user: str = "10001", **environ: str
     ) -> None:
+        """Replace the container that runs, with a new volume or one of that name."""
+        image.remove_containers()
         name = f"telemetry-{uuid.uuid4().hex[:8]}"
+        volume = volume or name
         locked = ["--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL"]
         locked += ["--security-opt=no-new-privileges", f"--volume={volume}:/data", f"--user={user}"]
         variables = (f"--env={name}={value}" for name, value in environ.items())
-        image.run("--detach", f"--name={name}", *locked, *variables, *options, "telemetry")
+        image.run("--detach", f"--name={name}", *locked, *variables, "telemetry")
         self.attach(image, name, volume, int(environ.get("PORT", "8000")))
 
     def attach(self, image: Image, name: str, volume: str, port: int) -> None:
         """Represent the running container of that name."""
-        self.image, self.name, self.port = image, name, port
+        self.image, self.name, self.volume, self.port = image, name, volume, port
         mounted = image.podman("volume", "inspect", volume, "--format={{.Mountpoint}}")
         self.data_dir = Path(mounted.stdout.strip())
         wait_until(self.is_listening)
@@ -183,28 +187,13 @@ class Container(Server):
 class Composed(Container):
     """The container of deploy/compose.yaml, run by podman-compose from the image as it is."""
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: Image, **environ: str) -> None:
+        image.remove_containers()
         image.podman("tag", "telemetry", "deploy_telemetry")
-        # What compose files cannot say, and the real podman need not be told.
-        volumes = ", ".join(f'"{option.removeprefix("--volume=")}"' for option in OF_USR)
-        limits = ", ".join(f'"{option.removeprefix("--ulimit=")}"' for option in LIMITS)
-        settings = image.directory / "containers.conf"
-        settings.write_text(
-            "[containers]\n"
-            f'cgroups = "disabled"\nvolumes = [{volumes}]\ndefault_ulimits = [{limits}]\n'
-        )
-        podman = image.directory / "bin/podman"
-        podman.parent.mkdir()
-        options = " ".join([*image.storage, image.networks])
-        podman.write_text(f'#!/bin/sh\nexec {program("podman")} {options} "$@"\n')
-        podman.chmod(0o755)
-        self.environ = {"CONTAINERS_CONF": str(settings), "TELEMETRY_FRAMEWORK": "Sprout"}
-        self.environ["PATH"] = f"{podman.parent}:{os.environ['PATH']}"
-        self.compose(image, "up", "--detach")
-        self.attach(image, "deploy_telemetry_1", "deploy_data", 8000)
-
-    def compose(self, image: Image, *arguments: str) -> None:
-        program = str(Path(sys.executable).with_name("podman-compose"))
-        file = f"--file={ROOT}/deploy/compose.yaml"
-        ran = image.inside(program, file, *arguments, **self.environ)
+        compose = [str(Path(sys.executable).with_name("podman-compose"))]
+        compose += [f"--podman-args={option}" for option in (*image.storage, image.networks)]
+        compose += [f"--podman-run-args={option}" for option in RUN_OPTIONS]
+        compose += [f"--file={ROOT}/deploy/compose.yaml", "up", "--detach"]
+        ran = image.inside(*compose, **environ)
         assert ran.returncode == 0, ran.stdout + ran.stderr
+        self.attach(image, "deploy_telemetry_1", "deploy_data", 8000)
