@@ -50,7 +50,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 @pytest.fixture(autouse=True)
 def no_start_counts(machine: Machine) -> None:
-    """Five starts in ten seconds are systemd's limit; tests are faster."""
+    """Five starts in thirty seconds are the unit's limit; tests are faster."""
     machine.run("systemctl reset-failed telemetry")
 
 
