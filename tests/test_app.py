@@ -127,31 +127,6 @@ def test_a_refusal_is_a_problem_document_and_stores_no_event(
     assert refused(client, data_dir) == [said | {"received_at": received_at, "source": source}]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status", "allowed"),
-    [
-        ("GET", "/nothing", 404, None),
-        ("POST", "/telemetry/", 404, None),
-        ("POST", "/x//cli", 404, None),
-        ("GET", "/cli", 405, "OPTIONS, POST"),
-        ("PUT", "/", 405, "GET, HEAD, OPTIONS, POST"),
-        ("POST", "/healthz", 405, "GET, HEAD"),
-    ],
-)
-def test_no_such_route_or_method_is_a_problem_document(
-    client: FlaskClient, data_dir: Path, method: str, path: str, status: int, allowed: str | None
-) -> None:
-    response = client.open(path, method=method, data=GOOD_CLI)
-
-    assert response.status_code == status
-    assert has_headers(response, "refused")
-    assert response.mimetype == "application/problem+json"
-    problem = json.loads(response.data)
-    assert (problem["status"], problem["detail"].count(".")) == (status, 1)
-    assert response.headers.get("Allow") == allowed
-    assert not data_dir.exists()
-
-
 @pytest.mark.parametrize("path", ["/", "/telemetry", "/cli"])
 def test_a_preflight_is_answered_for_a_day(client: FlaskClient, path: str) -> None:
     response = client.options(path, headers={"Access-Control-Request-Headers": "content-type"})
