@@ -36,12 +36,12 @@ def without_what_varies(text: str) -> str:
 
 
 @pytest.mark.parametrize(("page", "count"), [(README, 4), (PROTOCOL, 2)])
-def test_every_example_prints_what_is_shown(server: Server, page: str, count: int) -> None:
+def test_every_example_prints_what_is_shown(shared_server: Server, page: str, count: int) -> None:
     program("curl")
     assert len(examples(page)) == count
     for command, expected in examples(page):
-        here = command.replace("localhost:8000", f"localhost:{server.port}")
-        here = here.replace("data/", f"{server.data_dir}/")
+        here = command.replace("localhost:8000", f"localhost:{shared_server.port}")
+        here = here.replace("data/", f"{shared_server.data_dir}/")
         ran = subprocess.run(["bash", "-c", here], capture_output=True, text=True, check=True)
 
         assert without_what_varies(ran.stdout.strip()) == without_what_varies(expected.strip())

@@ -72,14 +72,11 @@ def test_a_repeated_opt_out_header_is_an_opt_out(shared_server: Server) -> None:
     assert (answer.status, answer.headers["x-telemetry-outcome"]) == (204, "opted-out")
 
 
-def test_several_header_lines_are_one_list_of_hops(serve: Callable[..., Server]) -> None:
-    server = serve(TRUSTED_PROXIES="127.0.0.1,10.0.0.0/8")
-    hops = [("X-Forwarded-For", "6.6.6.6, 198.51.100.7"), ("X-Forwarded-For", "10.0.0.3")]
+def test_several_header_lines_are_one_list_of_hops(shared_server: Server) -> None:
+    hops = [("X-Forwarded-For", "6.6.6.6, 198.51.100.7"), ("X-Forwarded-For", "127.0.0.1")]
 
-    assert server.send_cli(hops).status == 204
-    assert [event["ip"] for event in server.events()] == ["198.51.100.7"]
-    server.stop()
-    assert "is believed from: 127.0.0.1/32, 10.0.0.0/8" in "\n".join(server.log)
+    assert shared_server.send_cli(hops).status == 204
+    assert [event["ip"] for event in shared_server.events()] == ["198.51.100.7"]
 
 
 @pytest.mark.parametrize("mode", ["full", "hashed"])
@@ -87,7 +84,7 @@ def test_only_mode_full_stores_whole_addresses_and_no_log_has_any(
     serve: Callable[..., Server], mode: str
 ) -> None:
     cut_off = [b"GET /?payload=findme", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nfindme"]
-    server = serve("--log-level=debug", TRUSTED_PROXIES="127.0.0.1", IP=mode)
+    server = serve("--log-level=debug", TRUSTED_PROXIES="127.0.0.1,10.0.0.0/8", IP=mode)
     forwarded = ("X-Forwarded-For", "198.51.100.77")
     assert server.send_core([forwarded], projectId="findme").status == 204
     assert server.send_core([forwarded], version=["findme"]).status == 400
@@ -99,6 +96,7 @@ def test_only_mode_full_stores_whole_addresses_and_no_log_has_any(
 
     started = next(n for n, line in enumerate(server.log) if "Booting worker" in line)
     log = "\n".join(server.log[started:])
+    assert "X-Forwarded-For is believed from: 127.0.0.1/32, 10.0.0.0/8" in "\n".join(server.log)
     assert not [text for text in ("198.51.100", "127.0.0.1", "findme") if text in log]
     assert "findme" not in b"".join(server.lines("refused-*")).decode()
     files = b"".join(path.read_bytes() for path in server.data_dir.iterdir())
