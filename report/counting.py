@@ -50,8 +50,8 @@ def form_of(keys: Iterable[str], added: Collection[str], value: bytes = b"%b") -
 def line_pattern(added: Collection[str]) -> re.Pattern[bytes]:
     """Return what matches a line, with its parts as groups; the last one is any other line."""
     agent = form_of(AGENT_KEYS, added)
-    core = rb'"core","ip":(%b),"hostname":(%b),(%b),"payload":\{(.*)\}' % (TEXT, TEXT, agent)
-    cli = rb'"cli","ip":(%b),"payload":\{(.*)\}' % TEXT
+    core = rb'"core","ip":(%b),"hostname":(%b),(%b),"payload":\{(.+)\}' % (TEXT, TEXT, agent)
+    cli = rb'"cli","ip":(%b),"payload":\{(.+)\}' % TEXT
     head = rb'\{"id":"[0-9a-f-]{36}","received_at":"[0-9T:.Z-]{24}","source":'
     return re.compile(rb"^(?:%b(?:%b|%b)\}|(.*))$" % (head, core, cli), re.MULTILINE)
 

@@ -94,6 +94,7 @@ NO_EVENTS = [
     b'\x0b{"source":"core","payload":{}}',
     b'{"source":"core","payload":{}}\xc2\xa0',
 ]
+HEAD = b'{"id":"52971fbc-e1f8-4355-9838-184230824615","received_at":"2026-11-05T04:05:06.123Z",'
 ODD_EVENTS = [
     b'\xef\xbb\xbf{"source":"core","payload":{}}',
     b'{"source":"cli","payload":{}}\r',
@@ -108,6 +109,9 @@ ODD_EVENTS = [
     b'{"source":"cli","hostname":5,"browser":[],"payload":{"version":5,"providers":7}}',
     b'{"source":"core","payload":{"packages":5,"command":[]},"x":{"hostname":"d.com","ip":"i"}}',
     b'{"source":"core","hostname":"a.com","payload":{"providers":{"data":true,"x":true}}}',
+    HEAD + b'"source":"cli","ip":"192.0.2.0","payload":{}}',
+    HEAD + b'"source":"core","ip":null,"hostname":"a.com","browser":null,"browser_version":null,'
+    b'"os":null,"os_version":null,"payload":{}}',
     b'{"source":"core","ip":"\xc2\x85","hostname":"\xe2\x80\xa8","payload":{}}',
     b'{"source":"cli","ip":"\\ud83d","payload":{"projectId":"\\ude00\\ud83d"}}',
     b'{"source":"cli","ip":"' + HASH.upper().encode() + b'","payload":{}}',
