@@ -9,7 +9,6 @@ import { basename, dirname, join } from "node:path";
 
 const MAX_TEXT_CHARS = 256; // the server rejects more, of characters and of packages
 const MAX_PACKAGES = 256;
-const MAX_EVENT_BYTES = 30_000; // an environment variable of Windows holds 32,767 characters
 const OPT_OUTS = ["REFINE_NO_TELEMETRY", "DO_NOT_TRACK"];
 const BUILD_MACHINES = [
   "CI", "CONTINUOUS_INTEGRATION", "BUILD_ID", "BUILD_NUMBER", "APPVEYOR", "BITBUCKET_BUILD_NUMBER",
@@ -43,8 +42,8 @@ const SENDER = `
  */
 export function sendTelemetry(options) {
   try {
-    if (isSet("DEBUG_TELEMETRY")) console.error(encode(describe(options)));
-    else if (telemetryStatus(options).enabled) send(options.url, encode(describe(options)));
+    if (isSet("DEBUG_TELEMETRY")) console.error(describe(options));
+    else if (telemetryStatus(options).enabled) send(options.url, describe(options));
   } catch {
     // A command must not fail because its telemetry does.
   }
@@ -81,8 +80,9 @@ function runtime() {
   return /^(node|bun|deno)/.exec(basename(process.execPath))?.[0];
 }
 
+/** The event as JSON. */
 function describe({ command, packages, projectFramework, projectId }) {
-  return {
+  const event = {
     nodeEnv: process.env.NODE_ENV || "development",
     nodeVersion: process.version,
     os: OS_NAMES[process.platform] ?? process.platform,
@@ -92,6 +92,7 @@ function describe({ command, packages, projectFramework, projectId }) {
     projectFramework: projectFramework || "unknown",
     projectId,
   };
+  return JSON.stringify(event, clean);
 }
 
 function send(url, event) {
@@ -122,16 +123,6 @@ function withoutNodeVariables(env) {
 function keptNodeOptions() {
   const given = [...process.execArgv, ...(process.env.NODE_OPTIONS ?? "").split(/\s+/)];
   return KEPT_NODE_OPTIONS.filter((option) => given.includes(option)).join(" ");
-}
-
-/** The event as JSON, without the last packages if it would be too long. */
-function encode(event) {
-  const packages = [...event.packages];
-  let text = JSON.stringify(event, clean);
-  while (Buffer.byteLength(text) > MAX_EVENT_BYTES && packages.pop()) {
-    text = JSON.stringify({ ...event, packages }, clean);
-  }
-  return text;
 }
 
 /** Make texts valid for the server. */
