@@ -137,6 +137,7 @@ def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
 @pytest.fixture
 def shared_server(running_server: Server) -> Server:
     """The same server, without the files of earlier tests."""
+    running_server.send_cli()  # once it is answered, no earlier event is on its way to a file
     for path in running_server.data_dir.glob("*"):
         path.unlink()
     return running_server

@@ -16,6 +16,10 @@ from server import ROOT, Server, program, wait_until
 pytestmark = pytest.mark.slow
 
 PAGE = (ROOT / "docs/senders.md").read_text(encoding="utf-8")
+PACKAGE = {
+    *("browser.js", "browser.d.ts", "cli.mjs", "cli.d.mts"),
+    *("package.json", "README.md", "LICENSE"),
+}
 VARIES = [
     (r'"nodeVersion":"v[\d.]+"', '"nodeVersion":"…"'),
     (r'"osVersion":"[^"]+"', '"osVersion":"…"'),
@@ -79,6 +83,8 @@ def test_every_command_of_the_page_prints_what_is_shown(
     assert app["payload"]["version"] == "1.2.3"
     assert direct["payload"]["nodeVersion"] == "v24.1.0"
     assert tool["payload"]["command"] == "dev"
+    package = sprout / "node_modules/telemetry-senders"
+    assert {path.name for path in package.iterdir()} == PACKAGE
     (report,) = re.findall(r"^    (\.venv/bin/flask .+)$", PAGE, re.MULTILINE)
     figures = json.loads(run_here(f"{report} --format json", sprout))
     assert (figures["framework"], figures["unfinished"]) == ("Sprout", True)
@@ -86,7 +92,7 @@ def test_every_command_of_the_page_prints_what_is_shown(
 
 
 def test_the_component_of_the_page_is_the_one_that_is_built() -> None:
-    assert block("jsx") == (APPS / "next/app/telemetry.jsx").read_text()
+    assert block("jsx") == (APPS / "vite/telemetry.jsx").read_text()
 
 
 @pytest.mark.parametrize("types", ["browser.d.ts", "cli.d.mts"])

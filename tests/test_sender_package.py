@@ -1,4 +1,4 @@
-"""clients/ as an npm package, in a Vite app, a Next.js app and scripts of every runtime."""
+"""clients/ as an npm package, in an app of Vite and React and in scripts of every runtime."""
 
 import json
 import os
@@ -6,17 +6,14 @@ import shutil
 import socket
 import ssl
 import subprocess
-import tarfile
 import tempfile
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from npm import APPS, MODULES, install_packages, install_senders, run_npm, runtime
+from npm import APPS, MODULES, install_packages, runtime
 from server import PATIENCE_SECONDS, ROOT, Server, children, program, wait_until
 from settings import VERSION
 from web import Site
@@ -27,9 +24,9 @@ if TYPE_CHECKING:
 # Whichever test is the first waits until npm has installed the packages.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(390)]
 
-RUNTIMES = ["node", "node 22", "node 24", "bun", "deno"]
-BUILD_SECONDS = 300
-TELEMETRY = "https://telemetry.sprout.example"  # where the apps send to, before they are built
+# With the beginning of the version of Node that they are, or emulate.
+RUNTIMES = {"node": "v", "node 22": "v22.", "node 24": "v24.", "bun": "v", "deno": "v"}
+TELEMETRY = "https://telemetry.sprout.example"  # where the app sends to, before it is built
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +34,10 @@ def project() -> Iterator[Path]:
     """A project with the senders' package, in which the packages of tests/apps are found, too."""
     install_packages()
     with tempfile.TemporaryDirectory(dir=APPS, prefix=".copy-") as directory:
-        Path(directory, "package.json").write_text('{"name": "sprout"}')
-        install_senders(Path(directory))
+        shutil.copytree(ROOT / "clients", Path(directory, "node_modules/telemetry-senders"))
+        Path(directory, "tool.mjs").write_text(TOOL)
+        package = {"name": "sprout", "dependencies": {"telemetry-senders": "*"}}
+        Path(directory, "package.json").write_text(json.dumps(package))
         yield Path(directory)
 
 
@@ -51,70 +50,53 @@ def run(*command: object, cwd: Path, **environ: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=BUILD_SECONDS,
+        timeout=PATIENCE_SECONDS,
     )
     assert ran.returncode == 0, ran.stdout
     return ran.stdout
 
 
-def run_module(name: str, *arguments: str, cwd: Path) -> str:
+def run_module(name: str, *arguments: object, cwd: Path) -> str:
     """Run a program of the packages, which want a newer Node than some systems have."""
-    environ = {"NEXT_TELEMETRY_DISABLED": "1"}
-    return run(runtime("node 24"), MODULES / name, *arguments, cwd=cwd, **environ)
+    return run(runtime("node 24"), MODULES / name, *arguments, cwd=cwd)
 
 
-def test_the_package_holds_both_senders_their_types_and_the_licence(tmp_path: Path) -> None:
-    packed = run_npm("pack", "--pack-destination", str(tmp_path), cwd=ROOT / "clients")
-    with tarfile.open(tmp_path / packed.splitlines()[-1]) as archive:
-        names = {name.removeprefix("package/") for name in archive.getnames()}
+def test_the_package_is_the_servers_version_with_its_licence_and_no_dependencies() -> None:
     package = json.loads((ROOT / "clients/package.json").read_text())
 
-    senders = {"browser.js", "browser.d.ts", "cli.mjs", "cli.d.mts"}
-    assert names == senders | {"package.json", "README.md", "LICENSE"}
     assert package["version"] == VERSION
     assert not [key for key in package if key.endswith("ependencies")]
     assert (ROOT / "clients/LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
 @pytest.mark.parametrize(("module", "resolution"), [("nodenext",) * 2, ("esnext", "bundler")])
-@pytest.mark.parametrize("copied", [False, True], ids=["installed", "copied"])
-def test_types_are_strict(project: Path, module: str, resolution: str, copied: bool) -> None:
+def test_types_are_strict_for_the_package_and_for_copied_files(
+    project: Path, module: str, resolution: str
+) -> None:
     types = (APPS / "types.ts").read_text()
-    if copied:
-        types = types.replace("telemetry-senders/browser", "./browser.js")
-        types = types.replace("telemetry-senders/cli", "./cli.mjs")
-        for sender in ("browser.js", "browser.d.ts", "cli.mjs", "cli.d.mts"):
-            shutil.copy(ROOT / "clients" / sender, project)
     (project / "types.mts").write_text(types)
+    for name, file in (("browser", "browser.js"), ("cli", "cli.mjs")):
+        types = types.replace(
+            f"telemetry-senders/{name}", f"./node_modules/telemetry-senders/{file}"
+        )
+    (project / "copied.mts").write_text(types)
 
     options = ["--strict", "--exactOptionalPropertyTypes", "--noEmit", "--types", ""]
     options += ["--module", module, "--moduleResolution", resolution]
-    assert run_module("typescript/bin/tsc", *options, "types.mts", cwd=project) == ""
+    assert run_module("typescript/bin/tsc", *options, "types.mts", "copied.mts", cwd=project) == ""
 
 
-BUILDERS = {"vite": ("vite/bin/vite.js", "dist"), "next": ("next/dist/bin/next", "out")}
-
-
-def build(name: str, project: Path, url: str) -> Path:
-    """Build an app of tests/apps that sends to this URL, and return the directory of its files."""
-    builder, built = BUILDERS[name]
-    app = Path(tempfile.mkdtemp(dir=project))
-    shutil.copytree(APPS / name, app, dirs_exist_ok=True)
-    for source in filter(Path.is_file, app.rglob("*")):
-        source.write_text(source.read_text().replace(TELEMETRY, url))
-    run_module(builder, "build", cwd=app)
-    return app / built
-
-
-@pytest.mark.parametrize("name", BUILDERS)
 def test_a_page_load_of_a_built_app_is_one_event(
-    project: Path, browser: "Browser", site: Site, server: Server, name: str
+    project: Path, browser: "Browser", site: Site, shared_server: Server
 ) -> None:
-    url = f"http://127.0.0.1:{server.port}"
-    built = build(name, project, url)
-    for path in filter(Path.is_file, built.rglob("*")):
-        site.files[f"/{path.relative_to(built)}"] = path.read_bytes()
-    site.files["/favicon.ico"] = b""
+    app = project / "app"
+    shutil.copytree(APPS / "vite", app)
+    url = f"http://127.0.0.1:{shared_server.port}"
+    component = (app / "telemetry.jsx").read_text()
+    (app / "telemetry.jsx").write_text(component.replace(TELEMETRY, url))
+    run_module("vite/bin/vite.js", "build", cwd=app)
+    for path in filter(Path.is_file, app.rglob("dist/**/*")):
+        site.files[f"/{path.relative_to(app / 'dist')}"] = path.read_bytes()
 
     tab = browser.new_page()
     happened: list[str] = []
@@ -122,129 +104,122 @@ def test_a_page_load_of_a_built_app_is_one_event(
     tab.on("console", lambda message: happened.append(message.text))
     tab.on("pageerror", lambda error: happened.append(str(error)))
     tab.goto(f"http://localhost:{site.port}/index.html")
-    wait_until(server.events)
+    wait_until(shared_server.events)
     tab.close()
-    (event,) = server.events()
+    (event,) = shared_server.events()
     assert event["payload"]["version"] == "1.2.3"
-    assert event["hostname"] == "localhost"
-    own = f"http://localhost:{site.port}/"
+    own = (f"http://localhost:{site.port}/", "data:")
     assert [one for one in happened if not one.startswith(own)] == [f"{url}/telemetry"]
 
 
 def test_the_browsers_sender_adds_less_than_two_and_a_half_kilobytes_to_an_app(
     project: Path,
 ) -> None:
-    (script,) = build("vite", project, TELEMETRY).glob("assets/*.js")
+    sender = ROOT / "clients/browser.js"
+    run_module("rolldown/bin/cli.mjs", sender, "--minify", "--file", "small.js", cwd=project)
 
-    assert script.stat().st_size < 2500
+    assert 1000 < (project / "small.js").stat().st_size < 2500
 
 
-SIMULATED = {
-    "jsdom": """
-        import { JSDOM } from "jsdom";
-        const { window } = new JSDOM("", { url: "https://app.example.com/" });
-    """,
-    "happy-dom": """
-        import { Window } from "happy-dom";
-        const window = new Window({ url: "https://app.example.com/" });
-    """,
-}
 UNIT_TEST = """
+    import { JSDOM } from "jsdom";
+    import { Window } from "happy-dom";
     import { sendTelemetry } from "telemetry-senders/browser";
-    BEFORE
-    for (const name of ["window", "document", "navigator", "addEventListener"]) {
-      const value = name === "addEventListener" ? window[name].bind(window) : window[name];
-      Object.defineProperty(globalThis, name, { value, configurable: true });
-    }
-    if (process.argv[2] === "disguised") {
+
+    const url = "https://app.example.com/";
+    const windows = { jsdom: new JSDOM("", { url }).window, "happy-dom": new Window({ url }) };
+    const sent = [];
+    globalThis.fetch = async (url) => { sent.push(url); };
+    for (const [name, window] of Object.entries(windows)) {
+      const { document, navigator } = window;
+      const addEventListener = window.addEventListener.bind(window);
+      for (const [name, value] of Object.entries({ window, document, navigator, addEventListener }))
+        Object.defineProperty(globalThis, name, { value, configurable: true });
+      send(name);
       const userAgent = { value: "Mozilla/5.0 Chrome/156" };
       Object.defineProperties(navigator, { userAgent, webdriver: { value: false } });
+      send(`${name} disguised`);
     }
-    let sent = 0;
-    globalThis.fetch = async () => { sent += 1; };
-    sendTelemetry({ url: "https://telemetry.example.com/", payload: { version: "1.2.3" } });
-    window.dispatchEvent(new window.Event("pagehide"));
-    console.log(sent);
+    console.log(JSON.stringify(sent));
     process.exit();
+
+    function send(url) {
+      sendTelemetry({ url, payload: { version: "1.2.3" } });
+      window.dispatchEvent(new window.Event("pagehide"));
+    }
 """
 
 
-@pytest.mark.parametrize("simulated", SIMULATED)
-def test_a_unit_test_in_a_simulated_browser_sends_nothing(project: Path, simulated: str) -> None:
-    (project / "test.mjs").write_text(UNIT_TEST.replace("BEFORE", SIMULATED[simulated]))
+def test_a_unit_test_in_a_simulated_browser_sends_nothing(project: Path) -> None:
+    (project / "test.mjs").write_text(UNIT_TEST)
 
-    assert run(runtime("node 24"), "test.mjs", cwd=project) == "0\n"
-    assert run(runtime("node 24"), "test.mjs", "disguised", cwd=project) == "1\n"
+    sent = json.loads(run(runtime("node 24"), "test.mjs", cwd=project))
+    assert sent == ["jsdom disguised", "happy-dom disguised"]
 
 
+# The first call only prints the event.
 TOOL = """
     import { sendTelemetry, telemetryStatus } from "telemetry-senders/cli";
-    const options = { url: process.argv[2], command: "dev", packages: "telemetry-" };
+    const [url, command] = process.argv.slice(2);
+    const options = { url, command, packages: "telemetry-" };
+    process.env.DEBUG_TELEMETRY = "1";
     sendTelemetry(options);
+    process.env.DEBUG_TELEMETRY = "";
     console.log(JSON.stringify(telemetryStatus(options)));
+    sendTelemetry(options);
+    console.log("called");
     process.stdin.resume();
 """
 
 
-def command(name: str) -> list[str]:
-    """How to run a script; for Deno with the permissions that the documentation names."""
+def tool(name: str) -> list[str]:
+    """How to run the tool; for Deno with the permissions that the documentation names."""
     permissions = ["--allow-env", "--allow-sys", "--allow-read", "--allow-run"]
-    return [runtime(name), *(["run", *permissions] if name == "deno" else [])]
+    return [runtime(name), *(["run", *permissions] if name == "deno" else []), "tool.mjs"]
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_a_command_of_every_runtime_is_one_event_of_a_detached_process(
-    project: Path, server: Server, name: str
+    project: Path, shared_server: Server, name: str
 ) -> None:
-    (project / "tool.mjs").write_text(TOOL)
-    url = f"http://127.0.0.1:{server.port}/cli"
     with subprocess.Popen(
-        [*command(name), "tool.mjs", url],
+        [*tool(name), f"http://127.0.0.1:{shared_server.port}/cli", "dev"],
         cwd=project,
         env={"PATH": os.environ["PATH"], "HOME": str(project)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-    ) as tool:
-        assert tool.stdout
-        assert json.loads(tool.stdout.readline()) == {"enabled": True, "reason": None}
-        assert [os.getsid(sender) for sender in children(tool.pid)] == children(tool.pid)
-        tool.communicate(timeout=PATIENCE_SECONDS)
-    assert tool.returncode == 0
-    wait_until(server.events)
+        stderr=subprocess.STDOUT,
+    ) as process:
+        assert process.stdout
+        printed, status = (json.loads(process.stdout.readline()) for _ in range(2))
+        assert process.stdout.readline() == b"called\n"
+        (sender,) = children(process.pid)
+        assert os.getsid(sender) == sender
+        process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0
+    wait_until(shared_server.events)
 
-    (event,) = server.events()
-    version = "v"
-    if "node" in name:
-        version = run(runtime(name), "--print", "process.version", cwd=project).strip()
-    assert event["payload"]["nodeVersion"].startswith(version)
-    assert event["payload"]["packages"] == [{"name": "telemetry-senders", "version": VERSION}]
-    assert event["payload"]["command"] == "dev"
-
-
-@pytest.mark.parametrize("name", RUNTIMES)
-def test_debug_prints_the_event_in_every_runtime(project: Path, name: str) -> None:
-    (project / "tool.mjs").write_text(TOOL)
-    told = run(*command(name), "tool.mjs", "https://x", cwd=project, DEBUG_TELEMETRY="1")
-
-    event, status = map(json.loads, told.splitlines())
-    assert event["command"] == "dev"
-    assert status == {"enabled": False, "reason": "DEBUG_TELEMETRY is set"}
+    (event,) = shared_server.events()
+    payload = event["payload"]
+    assert printed | {"projectId": None} == payload
+    assert status == {"enabled": True, "reason": None}
+    assert payload["nodeVersion"].startswith(RUNTIMES[name])
+    assert payload["packages"] == [{"name": "telemetry-senders", "version": VERSION}]
+    assert payload["command"] == "dev"
 
 
-@pytest.mark.parametrize("name", ["node", "node 22", "node 24"])
-def test_a_script_in_commonjs_can_require_the_sender(project: Path, name: str) -> None:
+def test_a_script_in_commonjs_can_require_the_sender(project: Path) -> None:
     script = 'console.log(typeof require("telemetry-senders/cli").sendTelemetry)'
     (project / "tool.cjs").write_text(script)
 
-    assert "function" in run(runtime(name), "tool.cjs", cwd=project)
+    assert "function" in run(runtime("node"), "tool.cjs", cwd=project)
 
 
-class Company(ThreadingHTTPServer):
+class Company(Site):
     """A server whose certificate was issued by nobody whom programs trust without being told."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Answering)
-        self.bodies: list[bytes] = []
+        super().__init__(status=204)
         self.distrusted = 0
         words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key.pem"
         words += " -out ca.pem -addext subjectAltName=DNS:localhost"
@@ -261,26 +236,6 @@ class Company(ThreadingHTTPServer):
             raise
 
 
-class Answering(BaseHTTPRequestHandler):
-    server: Company
-
-    def do_POST(self) -> None:
-        self.server.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
-        self.send_response(204)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def company(tmp_path: Path) -> Iterator[Company]:
-    with Company(tmp_path) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
-
-
 SSL = {"SSL_CERT_FILE": "ca.pem"}
 # A runtime, its options and its environment.
 TRUST: dict[str, tuple[str, list[str], dict[str, str]]] = {
@@ -292,19 +247,20 @@ TRUST: dict[str, tuple[str, list[str], dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("trust", TRUST)
-def test_the_detached_process_trusts_whom_the_command_trusts(
-    project: Path, company: Company, tmp_path: Path, trust: str
-) -> None:
-    name, options, environ = TRUST[trust]
-    (project / "tool.mjs").write_text(TOOL)
-    url = f"https://localhost:{company.server_port}/cli"
-    run(*command(name), "tool.mjs", url, cwd=project)
-    wait_until(lambda: company.distrusted)
-    environ = {key: value.replace("ca.pem", f"{tmp_path}/ca.pem") for key, value in environ.items()}
-    run(*command(name), *options, "tool.mjs", url, cwd=project, **environ)
-    wait_until(lambda: company.bodies)
+def test_the_detached_process_trusts_whom_the_command_trusts(project: Path, tmp_path: Path) -> None:
+    with Company(tmp_path) as company:
+        url = f"https://localhost:{company.port}/cli"
+        for name in ("node", "node 24"):
+            run(*tool(name), url, "told nothing", cwd=project)
+        wait_until(lambda: company.distrusted == 2)
+        for trust, (name, options, environ) in TRUST.items():
+            told = {
+                key: value.replace("ca.pem", f"{tmp_path}/ca.pem") for key, value in environ.items()
+            }
+            node, *script = tool(name)
+            run(node, *options, *script, url, trust, cwd=project, **told)
+        wait_until(lambda: len(company.asked) == len(TRUST))
 
-    (body,) = company.bodies
-    assert json.loads(body)["command"] == "dev"
-    assert company.distrusted == 1
+    commands = {json.loads(asked.body)["command"] for asked in company.asked}
+    assert commands == TRUST.keys()
+    assert company.distrusted == 2

@@ -1,16 +1,16 @@
-"""What tests need from npm: the packages that tests/apps pins, and the senders' own package."""
+"""What tests need from npm: the packages that tests/apps pins."""
 
 import fcntl
 import shutil
 import subprocess
 import time
-from pathlib import Path
 
 from server import ROOT, give_up, program
 
 APPS = ROOT / "tests/apps"
 MODULES = APPS / "node_modules"
 INSTALL_SECONDS = 300
+NPM_OPTIONS = ("--ignore-scripts", "--fetch-retries=1", "--no-audit", "--no-fund")
 
 # Programs among the packages, by the name that tests use.
 RUNTIMES = {
@@ -45,25 +45,14 @@ def install_packages() -> None:
         if failed.exists() and failed.stat().st_mtime > began:  # while this one waited
             give_up("npm could not install the packages of tests/apps")
         try:
-            run_npm("ci", "--ignore-scripts", "--fetch-retries=1", cwd=APPS)
+            subprocess.run(
+                [program("npm"), "ci", *NPM_OPTIONS],
+                cwd=APPS,
+                capture_output=True,
+                check=True,
+                timeout=INSTALL_SECONDS,
+            )
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             failed.touch()
             give_up(f"npm could not install the packages of tests/apps: {error.stderr!s:.300}")
         shutil.copy(lock, installed)
-
-
-def run_npm(*arguments: str, cwd: Path) -> str:
-    return subprocess.run(
-        [program("npm"), *arguments, "--no-audit", "--no-fund"],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=INSTALL_SECONDS,
-    ).stdout
-
-
-def install_senders(project: Path) -> None:
-    """Install the senders' package in a project, as docs/senders.md says."""
-    packed = run_npm("pack", "--pack-destination", str(project), cwd=ROOT / "clients")
-    run_npm("install", "--offline", f"./{packed.splitlines()[-1]}", cwd=project)
