@@ -1,9 +1,8 @@
 """Web servers for the senders and for browsers to visit."""
 
+import contextlib
 import mimetypes
-import socket
 import threading
-import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
@@ -55,20 +54,10 @@ class Answering(BaseHTTPRequestHandler):
         self.send_response(200 if self.path in site.files else site.status)
         self.send_header("Content-Type", mimetypes.guess_type(self.path)[0] or "text/html")
         self.end_headers()
-        self.wfile.write(site.files.get(self.path, b""))
+        with contextlib.suppress(OSError):  # the browser may be gone
+            self.wfile.write(site.files.get(self.path, b""))
 
     do_GET = do_POST = do_OPTIONS = answer
 
     def log_message(self, *_: object) -> None:
         pass
-
-
-def seconds_until_abandoned(mute: socket.socket) -> float:
-    """Accept a client, never respond, and return how long the client waits."""
-    connection, _ = mute.accept()
-    began = time.monotonic()
-    with connection:
-        connection.settimeout(PATIENCE_SECONDS)
-        while connection.recv(4096):
-            pass
-    return time.monotonic() - began
