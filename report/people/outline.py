@@ -179,15 +179,13 @@ def active_sentence(window: dict[str, int | None], noun: str, files: int) -> tup
 
 def nothing(report: Report, made: Made) -> tuple[tuple[str, str], ...]:
     """Say why the report is empty, and how it would not be."""
-    period = f"from {report['since']} to {report['until']}"
     has_files = len(report["missing_days"]) < days_read(report)
-    why = f"the events files {period} hold no event."
-    if not has_files:
-        why = f"there is no events file {period}."
+    why = "the events files hold no event" if has_files else "there is no events file"
+    why = f": {why} from {report['since']} to {report['until']}."
     if made.has_today:
-        today = f"today, {made.today}, and not finished: `flask report --until today` counts it."
-        why = f"{why} Another is of {today}" if has_files else f"the only file is of {today}"
-    return (("Nothing to report", f": {why}"),)
+        why += f" That of today, {made.today}, is not finished: `flask report --until today`"
+        why += " counts it."
+    return (("Nothing to report", why),)
 
 
 def days_read(report: Report) -> int:

@@ -341,13 +341,21 @@ def write(record: dict[str, Any], chance: Random, ours: Habits) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def shuffle(record: dict[str, Any], chance: Random) -> dict[str, Any]:
-    pairs = [
-        (name, shuffle(value, chance) if isinstance(value, dict) else value)
+def inside(
+    change: Callable[[dict[str, Any], Random], dict[str, Any]],
+    record: dict[str, Any],
+    chance: Random,
+) -> dict[str, Any]:
+    """Change the objects in a record, too."""
+    return {
+        name: change(value, chance) if isinstance(value, dict) else value
         for name, value in record.items()
-    ]
-    chance.shuffle(pairs)
-    return dict(pairs)
+    }
+
+
+def shuffle(record: dict[str, Any], chance: Random) -> dict[str, Any]:
+    pairs = list(inside(shuffle, record, chance).items())
+    return dict(chance.sample(pairs, len(pairs)))
 
 
 def add_keys(record: dict[str, Any], chance: Random) -> dict[str, Any]:
@@ -359,12 +367,8 @@ def add_keys(record: dict[str, Any], chance: Random) -> dict[str, Any]:
 
 
 def drop_keys(record: dict[str, Any], chance: Random) -> dict[str, Any]:
-    def some(values: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if chance.random() < 0.8}
-
-    kept = some(record) | {name: record[name] for name in ("source", "payload") if name in record}
-    for name in ("payload", "providers"):
-        place = kept.get("payload") if name == "providers" else kept
-        if isinstance(place, dict) and isinstance(place.get(name), dict):
-            place[name] = some(place[name])
-    return kept
+    return {
+        name: value
+        for name, value in inside(drop_keys, record, chance).items()
+        if name in ("source", "payload") or chance.random() < 0.8
+    }
