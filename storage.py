@@ -426,14 +426,13 @@ class Appender:
         that the name has now.  (An inode number is not reused while the file is open.)
         """
         path = self.directory / name
-        is_new = self.fd < 0 or self.name != name or not is_named(self.fd, path)
-        if is_new:
+        if self.fd < 0 or self.name != name or not is_named(self.fd, path):
             self.close()
             self.fd = open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
             self.name, self.has_synced_name = name, False
             if os.fstat(self.fd).st_size == 0:
                 set_mode(self.fd, FILE_MODE)
-        return repair_tail(self.fd, name, thorough=is_new)
+        return repair_tail(self.fd, name)
 
     def write(self, start: int, lines: bytes) -> None:
         """Write all lines or none.  The caller holds the lock."""

@@ -192,12 +192,11 @@ def sync_directory(directory: Path) -> None:
 # Damage.
 
 
-def repair_tail(fd: int, name: str, *, thorough: bool) -> int:
+def repair_tail(fd: int, name: str) -> int:
     """Make the file end with a complete line, and return its size.  The caller holds the lock.
 
     A tail that is a complete record without its newline, as an editor may leave it, gets the
-    newline; any other tail is cut off.  `thorough` also cuts off the last lines if they hold
-    NUL bytes, which a power cut may leave.
+    newline; any other tail is cut off.
     """
     size = os.fstat(fd).st_size
     end = end_of_last_line(fd, size)
@@ -205,22 +204,10 @@ def repair_tail(fd: int, name: str, *, thorough: bool) -> int:
         write_all(fd, b"\n")
         os.fsync(fd)
         return size + 1
-    if thorough:
-        end = end_of_sound_lines(fd, end)
     if end < size:
         cut_off(fd, end)
         log.warning("%s: cut off a torn tail of %d bytes", name, size - end)
     return end
-
-
-def end_of_sound_lines(fd: int, end: int) -> int:
-    """Return where the lines before `end` that hold NUL bytes begin."""
-    start = max(0, end - MAX_UNSYNCED_BYTES)
-    tail = os.pread(fd, end - start, start)
-    length = len(tail)
-    while (nul := tail.rfind(b"\0", 0, length)) >= 0 and tail.find(b"\n", nul) == length - 1:
-        length = tail.rfind(b"\n", 0, nul) + 1
-    return end_of_last_line(fd, start + length)
 
 
 def holds_nul_bytes(fd: int) -> bool:

@@ -118,11 +118,10 @@ class Housekeeping:
     def keep(self, plain: Path, age_days: int) -> None:
         is_old = 0 < self.compress_after_days <= age_days
         with opened(plain, flags_for(plain)) as fd:
-            # A power cut comes before a start, and what is damaged should not be compressed.
-            is_thorough = is_old or not self.has_run
             with locked(self.directory):
-                repair_tail(fd, plain.name, thorough=is_thorough)
-            if is_thorough and holds_nul_bytes(fd):
+                repair_tail(fd, plain.name)
+            # A power cut comes before a start, and what is damaged should not be compressed.
+            if (is_old or not self.has_run) and holds_nul_bytes(fd):
                 with claimed(self.directory) as claim:
                     rewrite(plain, claim, without_nul_bytes, self.min_free_bytes)
                 log.warning("%s: removed the lines that hold NUL bytes", plain.name)
