@@ -64,5 +64,12 @@ def distinct(paths: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
+def size_of(path: Path) -> int:
+    """Return 0 where there is no such file any more, or it cannot be told."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return 0
+
+
 def compressed_path(plain: Path) -> Path:
     return plain.with_name(f"{plain.name}.gz")

@@ -3,10 +3,12 @@
 import contextlib
 import itertools
 import os
+import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import click
 from flask import current_app
 from flask.cli import with_appcontext
 
-from files.days import CLAIM_NAME, DAY_FILE_NAME, DRAFT_NAME, Kind, distinct
+from files.days import CLAIM_NAME, DAY_FILE_NAME, DRAFT_NAME, Kind, distinct, size_of
 from files.durable import claimed, opened
 from files.lines import chunks_of_lines
 from files.records import RECORD_KEYS, plural, read_record
@@ -23,6 +25,7 @@ from forget.wanted import Verdict, Wanted, choose
 
 MAX_PASSES = 3
 CLAIM_POLL_SECONDS = 0.2
+MIN_BYTES_FOR_PROGRESS = 2**26  # less takes no second
 # How zstd, xz, bzip2, lz4, zip and ar begin.  Parts of what they hold may look like lines.
 OTHER_FORMATS = (b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"\x04\x22\x4d\x18", b"PK", b"!<arch>")
 HOW_STORED = {"masked": "masked", "hashed": "hashed", "none": "not at all"}
@@ -39,11 +42,18 @@ def look(directory: Path, wanted: Wanted, problems: Problems, known: Iterable[Pa
     found: Look = {}
     work_files = (CLAIM_NAME, DRAFT_NAME)
     names = sorted(name for name in os.listdir(directory) if name.startswith(f"{Kind.EVENTS}-"))
-    for path in (directory / name for name in names if name not in work_files):
-        # It may have been compressed or deleted meanwhile.
-        with reported(path, problems), contextlib.suppress(FileNotFoundError):
-            found[path] = search(path, wanted, path in known)
+    with progress([directory / name for name in names if name not in work_files]) as paths:
+        for path in paths:
+            # It may have been compressed or deleted meanwhile.
+            with reported(path, problems), contextlib.suppress(FileNotFoundError):
+                found[path] = search(path, wanted, path in known)
     return found
+
+
+def progress(paths: Collection[Path]) -> AbstractContextManager[Iterable[Path]]:
+    """Yield the files, and show on a terminal how many are done if they take a while."""
+    hidden = sum(map(size_of, paths)) < MIN_BYTES_FOR_PROGRESS or not sys.stderr.isatty()
+    return click.progressbar(paths, file=sys.stderr, hidden=hidden)
 
 
 def search(path: Path, wanted: Wanted, is_ours: bool) -> Counter[Verdict]:
@@ -99,10 +109,11 @@ def erase_in(directory: Path, wanted: Wanted, min_free_bytes: int, problems: Pro
             if not matched(found):
                 break
             failed.clear()
-            for path in matched(found):
-                with reported(path, failed), contextlib.suppress(FileNotFoundError):
-                    keep_one_of_two(path)
-                    rewrite(path, claim, wanted.without, min_free_bytes)
+            with progress(matched(found)) as paths:
+                for path in paths:
+                    with reported(path, failed), contextlib.suppress(FileNotFoundError):
+                        keep_one_of_two(path)
+                        rewrite(path, claim, wanted.without, min_free_bytes)
             problems.clear()
             found = look(directory, wanted, problems, known)
     for path, left in matched(found).items():

@@ -22,7 +22,7 @@ from typing import BinaryIO, NamedTuple
 
 import click
 
-from files.days import DayFile, Kind, compressed_path, day_files, distinct
+from files.days import DayFile, Kind, compressed_path, day_files, distinct, size_of
 from files.records import ADDED_KEYS
 from report.activity import Week
 from report.counting import Tally, complete, count_events, count_refusals
@@ -200,18 +200,11 @@ def read_days(files: list[DayFile], period: Period, patterns: tuple[str, ...]) -
     """Count the files, week by week."""
     weeks = groupby(files, key=lambda file: period.week_of(file.day))
     shares = [Share(number, list(of_week), period, patterns) for number, of_week in weeks]
-    is_small = sum(map(size_of, files)) < MIN_BYTES_FOR_PROCESSES
+    is_small = sum(size_of(file.path) for file in files) < MIN_BYTES_FOR_PROCESSES
     results = map(read_share, shares) if is_small else read_in_processes(shares)
     hidden = is_small or not sys.stderr.isatty()
     with click.progressbar(results, len(shares), file=sys.stderr, hidden=hidden) as progress:
         return list(progress)
-
-
-def size_of(file: DayFile) -> int:
-    try:
-        return file.path.stat().st_size
-    except OSError:
-        return 0  # reading it will tell why
 
 
 def read_share(share: Share) -> Result:
