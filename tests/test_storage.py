@@ -223,23 +223,6 @@ def test_what_could_not_be_undone_stays_and_no_line_of_others_is_ever_cut(
     assert (data_dir / NAME).read_bytes() == line(0) + BATCH + line(4) + line(5)
 
 
-def test_a_cut_that_could_not_be_synced_is_synced_before_the_next_line(
-    disk: FailingOs, data_dir: Path
-) -> None:
-    appender = Appender(data_dir)
-    appender.append(NAME, line(0))
-    disk.fail("fsync")
-    with pytest.raises(OSError, match="error"):
-        appender.append(NAME, line(1))
-    disk.heal()
-    appender.append(NAME, line(2))
-    appender.append(NAME, line(3))
-
-    assert (data_dir / NAME).read_bytes() == line(0) + line(2) + line(3)
-    steps = [name for name, _ in disk.calls if name in ("write", "fsync")]
-    assert steps == ["fsync", "write", "fsync", "fsync", "write", "fsync"]
-
-
 def test_no_descriptor_is_lost_when_the_disk_fails(disk: FailingOs, data_dir: Path) -> None:
     appender = Appender(data_dir)
     appender.append(NAME, line(0))
