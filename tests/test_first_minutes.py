@@ -92,7 +92,7 @@ def test_every_command_of_the_page_prints_what_is_shown(
 
 
 def test_the_component_of_the_page_is_the_one_that_is_built() -> None:
-    assert block("jsx") == (APPS / "vite/telemetry.jsx").read_text()
+    assert block("jsx") == (APPS / "telemetry.jsx").read_text()
 
 
 @pytest.mark.parametrize("types", ["browser.d.ts", "cli.d.mts"])

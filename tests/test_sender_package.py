@@ -1,4 +1,4 @@
-"""clients/ as an npm package, in an app of Vite and React and in scripts of every runtime."""
+"""clients/ as an npm package, in apps of Vite and Next.js and in scripts of every runtime."""
 
 import json
 import os
@@ -86,17 +86,28 @@ def test_types_are_strict_for_the_package_and_for_copied_files(
     assert run_module("typescript/bin/tsc", *options, "types.mts", "copied.mts", cwd=project) == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "builder", "built"),
+    [("vite", "vite/bin/vite.js", "dist"), ("next", "next/dist/bin/next", "out")],
+)
 def test_a_page_load_of_a_built_app_is_one_event(
-    project: Path, browser: "Browser", site: Site, shared_server: Server
+    project: Path,
+    browser: "Browser",
+    site: Site,
+    shared_server: Server,
+    name: str,
+    builder: str,
+    built: str,
 ) -> None:
-    app = project / "app"
-    shutil.copytree(APPS / "vite", app)
+    app = project / name
+    shutil.copytree(APPS / name, app)
     url = f"http://127.0.0.1:{shared_server.port}"
-    component = (app / "telemetry.jsx").read_text()
+    component = (APPS / "telemetry.jsx").read_text()
     (app / "telemetry.jsx").write_text(component.replace(TELEMETRY, url))
-    run_module("vite/bin/vite.js", "build", cwd=app)
-    for path in filter(Path.is_file, app.rglob("dist/**/*")):
-        site.files[f"/{path.relative_to(app / 'dist')}"] = path.read_bytes()
+    run_module(builder, "build", cwd=app)
+    site.files["/favicon.ico"] = b""
+    for path in filter(Path.is_file, app.rglob(f"{built}/**/*")):
+        site.files[f"/{path.relative_to(app / built)}"] = path.read_bytes()
 
     tab = browser.new_page()
     happened: list[str] = []
