@@ -38,20 +38,14 @@ def test_a_queued_refusal_is_written_at_a_stop(server: Server) -> None:
         ("/cli", 204),
         ("/%63li", 204),
         ("//cli", 204),
-        ("http://anywhere.example/cli", 204),
         ("HTTP://anywhere.example:80/cli?x#y", 204),
         ("http://anywhere.example", 400),  # the path is "/", where Base64 is wanted
         ("*", 404),
         ("anywhere.example:80", 400),
         ("/cli/", 404),
-        ("///cli//", 404),
         ("/./cli", 404),
         ("/x/../cli", 404),
-        ("/cli;x", 404),
-        ("/CLI", 404),
-        ("/%", 404),
         ("/%ff", 404),
-        ("/telemetry//", 404),
         ("//anywhere.example/cli", 404),
     ],
 )
@@ -66,16 +60,16 @@ def test_a_target_in_any_form_is_answered_without_a_redirect(
     assert len(shared_server.lines()) == (status == 204)
 
 
-def test_a_repeated_opt_out_header_is_an_opt_out(shared_server: Server) -> None:
-    answer = shared_server.send_cli([("DNT", "1"), ("DNT", "1")])
-
-    assert (answer.status, answer.headers["x-telemetry-outcome"]) == (204, "opted-out")
-
-
-def test_several_header_lines_are_one_list_of_hops(shared_server: Server) -> None:
+def test_several_header_lines_are_one_list(shared_server: Server) -> None:
     hops = [("X-Forwarded-For", "6.6.6.6, 198.51.100.7"), ("X-Forwarded-For", "127.0.0.1")]
+    opt_out = [("DNT", "1"), ("DNT", "1")]
 
-    assert shared_server.send_cli(hops).status == 204
+    outcomes = [
+        shared_server.send_cli(headers).headers["x-telemetry-outcome"]
+        for headers in (hops, opt_out)
+    ]
+
+    assert outcomes == ["stored", "opted-out"]
     assert [event["ip"] for event in shared_server.events()] == ["198.51.100.7"]
 
 

@@ -3,7 +3,6 @@
 import json
 import re
 from base64 import b64encode, urlsafe_b64encode
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -48,21 +47,16 @@ def wrap(encoded: str) -> str:
     return "\r\n".join(encoded[i : i + 76] for i in range(0, len(encoded), 76)) + "\r\n"
 
 
-def standard(raw: bytes) -> str:
-    return b64encode(raw).decode()
-
-
-def url_safe(raw: bytes) -> str:
-    return urlsafe_b64encode(raw).decode()
-
-
-VARIANTS: dict[str, Callable[[bytes], str]] = {
-    "standard, unescaped": standard,
-    "standard, percent-escaped": lambda raw: quote(standard(raw), safe=""),
-    "standard, no padding": lambda raw: standard(raw).rstrip("="),
-    "URL-safe": url_safe,
-    "URL-safe, no padding": lambda raw: url_safe(raw).rstrip("="),
-}
+def variants(raw: bytes) -> list[str]:
+    """Return its Base64 in each alphabet, with and without padding, and percent-escaped."""
+    standard, url_safe = b64encode(raw).decode(), urlsafe_b64encode(raw).decode()
+    return [
+        standard,
+        standard.rstrip("="),
+        url_safe,
+        url_safe.rstrip("="),
+        quote(standard, safe=""),
+    ]
 
 
 @pytest.mark.parametrize("payload", TRICKY, ids=["0", "1", "2"])
@@ -70,34 +64,12 @@ VARIANTS: dict[str, Callable[[bytes], str]] = {
 def test_every_variant_of_base64_means_the_same(
     shared_server: Server, target: str, payload: dict[str, Any]
 ) -> None:
-    raw = json.dumps(payload).encode()
-    texts = [encode(raw) for encode in VARIANTS.values()]
+    texts = variants(json.dumps(payload).encode())
 
     answers = [shared_server.send("GET", f"{target}?payload={text}") for text in texts]
     answers += [shared_server.send("POST", target, body=text.encode()) for text in texts]
-    answers += [shared_server.send("POST", target, body=wrap(standard(raw)).encode())]
+    answers += [shared_server.send("POST", target, body=wrap(texts[0]).encode())]
 
     assert [answer.status for answer in answers] == [200] * len(texts) + [204] * (len(texts) + 1)
     stored = [event["payload"]["projectId"] for event in shared_server.events()]
     assert stored == [payload["projectId"]] * len(answers)
-
-
-@pytest.mark.parametrize(
-    ("raw", "project"),
-    [
-        pytest.param('"pröjekt-é"'.encode("latin-1"), "pröjekt-é", id="Latin-1, as btoa writes it"),
-        pytest.param('"pröjekt-é"'.encode(), "pröjekt-é", id="UTF-8"),
-        pytest.param(b'"\\ud83d\\ude00"', "😀", id="escaped"),
-        pytest.param('"😀"'.encode(), "😀", id="UTF-8 past the first plane"),
-    ],
-)
-def test_text_outside_ascii_arrives_and_is_stored_as_ascii(
-    shared_server: Server, raw: bytes, project: str
-) -> None:
-    document = json.dumps(CORE).encode()[:-1] + b', "projectId": ' + raw + b"}"
-
-    assert shared_server.send("POST", "/", body=b64encode(document)).status == 204
-
-    (line,) = shared_server.lines()
-    assert line.isascii()
-    assert json.loads(line)["payload"]["projectId"] == project
