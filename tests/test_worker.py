@@ -18,6 +18,7 @@ pytest.importorskip("hypothesis", reason="needs requirements-dev.txt")
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from proxies import free_port
 from server import (
     AT_ONCE_SECONDS,
     CHUNKED,
@@ -26,7 +27,6 @@ from server import (
     COMMON_HEADERS,
     GUNICORN,
     PATIENCE_SECONDS,
-    Answer,
     Load,
     Server,
     assert_answered_at_once,
@@ -302,11 +302,8 @@ def test_a_trusted_unix_socket_has_no_address_but_tells_one(shared_server: Serve
 
 
 def test_with_port_both_families_are_served(data_dir: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    hosts = ["127.0.0.1"]
-    if socket.has_ipv6 and Path("/proc/net/if_inet6").read_text():
-        hosts.append("::1")
+    port = free_port()
+    hosts = ["127.0.0.1", "::1"] if Path("/proc/net/if_inet6").read_text() else ["127.0.0.1"]
     command, environ = [sys.executable, "serve.py"], {"PORT": str(port)}
     with Server(data_dir, command=command, environ=environ) as server:
         for host in hosts:
@@ -433,41 +430,21 @@ def test_an_error_outside_the_app_is_a_500_whose_log_names_no_client(
 
 def test_nothing_is_imported_by_a_request(data_dir: Path) -> None:
     """A worker may run as a user who cannot read the Python installation."""
+    agent = [("Origin", "https://\u00e4.example"), ("User-Agent", "Mozilla/5.0 Firefox/1")]
     with Server(data_dir, launcher=["env", "PYTHONPROFILEIMPORTTIME=1"]) as server:
         wait_until(lambda: any("Booting worker" in line for line in server.log))
-        for answer in every_kind_of_answer(server):
-            assert answer.status < 500
+        answers = [server.send_core(agent), server.send_cli(), server.send_cli([("DNT", "1")])]
+        answers += [server.send_cli(nodeVersion=1), server.raw(b"junk\r\n\r\n")]
+        answers += [server.send("GET", target) for target in ("/?payload=x", "/", "/healthz", "/x")]
+        answers.append(server.send("OPTIONS", "/cli"))
         server.stop()
     booted = next(n for n, line in enumerate(server.log) if "Booting worker" in line)
 
+    assert {answer.status for answer in answers} == {200, 204, 400, 404}
     assert [line for line in server.log[booted:] if "import time" in line] == []
 
 
-def every_kind_of_answer(server: Server) -> Iterator[Answer]:
-    origin = [("Origin", "https://\u00e4.example"), ("User-Agent", "Mozilla/5.0 Firefox/1")]
-    yield server.send_core(origin)
-    yield server.send_cli()
-    yield server.send_cli([("DNT", "1")])
-    yield server.send_cli(nodeVersion=1)
-    yield server.send("GET", "/?payload=x")
-    for target in ("/", "/healthz", "/nope"):
-        yield server.send("GET", target)
-    yield server.send("OPTIONS", "/cli")
-    yield server.raw(b"junk\r\n\r\n")
-
-
-# What a system may lack, and other servers: the same application runs.
-
-
-def check_other_server(server: Server) -> None:
-    """Store what is acknowledged, refuse what is not valid, and tell the health."""
-    with Load(server, clients=8) as load:
-        load.wait_for(204)
-    assert sorted(load.projects()) == server.projects()
-    assert server.send_core().status == 204
-    answer = server.send_cli(nodeVersion=1)
-    assert (answer.status, json.loads(answer.body)["field"]) == (400, "nodeVersion")
-    assert server.send("GET", "/healthz").status == 200
+# What a system may lack.
 
 
 @pytest.mark.parametrize(
@@ -484,22 +461,14 @@ def check_other_server(server: Server) -> None:
 def test_what_is_missing_is_done_without(
     data_dir: Path, tmp_path: Path, code: str, worker: str
 ) -> None:
+    """Another worker runs the same application."""
     (tmp_path / "sitecustomize.py").write_text(code)
     with Server(data_dir, launcher=["env", f"PYTHONPATH={tmp_path}"]) as server:
-        check_other_server(server)
+        with Load(server, clients=8) as load:
+            load.wait_for(204)
+        assert sorted(load.projects()) == server.projects()
+        assert [server.send_core().status, server.send_cli(nodeVersion=1).status] == [204, 400]
+        assert server.send("GET", "/healthz").status == 200
         server.stop()
     assert any(f"Using worker: {worker}" in line for line in server.log)
     assert sum("for trying" in line for line in server.log) == (worker == "gthread")
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        [GUNICORN, "--bind=127.0.0.1:0", "--worker-class=sync"],
-        [sys.executable, "-m", "waitress", "--listen=127.0.0.1:0", "--call", "app:create_app"],
-    ],
-    ids=["gunicorn's sync worker", "waitress"],
-)
-def test_the_application_runs_under_other_servers(data_dir: Path, command: list[object]) -> None:
-    with Server(data_dir, command=command) as server:
-        check_other_server(server)

@@ -17,18 +17,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from random import Random
 
 import pytest
 
 from proxies import (
     Caddy,
-    CaddyKeepingConnections,
     Front,
     Nginx,
     NginxBehindCdn,
-    NginxKeepingConnections,
-    for_site,
     free_port,
 )
 from server import (
@@ -42,7 +38,6 @@ from server import (
     cli_event,
     core_payload,
     read_answer,
-    read_next,
     request,
     wait_until,
 )
@@ -187,36 +182,6 @@ def test_behind_a_cdn_each_client_has_its_own_address_and_limit(
         assert {answer.status for answer in answers} == {204}  # the limit takes about 100
 
     assert sorted(event["ip"] for event in nginx.events()) == sorted(clients)
-
-
-@pytest.mark.parametrize("keeping", [NginxKeepingConnections, CaddyKeepingConnections])
-def test_requests_split_anywhere_on_kept_connections_are_stored_once(
-    start: StartFront, shared_server: Server, keeping: type[Front]
-) -> None:
-    front, chance = start(keeping), Random(0)
-    kept_before = established(shared_server.port)
-    contents = [b""] * 6  # of each client
-    for number in range(180):
-        document = json.dumps(CLI | {"projectId": str(number)}).encode()
-        kinds = [
-            cli_event(number),
-            request("POST", "/cli", [CHUNKED], chunked(document[:50], document[50:])),
-            request("GET", f"/telemetry?payload={core_payload(projectId=str(number))}"),
-        ]
-        contents[number % 6] += for_site(chance.choice(kinds))
-    with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(front.connect()) for _ in contents]
-        while any(contents):
-            for n, sock in enumerate(clients):
-                size = chance.randrange(1, 400)
-                sock.sendall(contents[n][:size])
-                contents[n] = contents[n][size:]
-        for sock in clients:
-            stream = stack.enter_context(sock.makefile("rb"))
-            assert {read_next(stream).status for _ in range(30)} <= {200, 204}
-        assert established(shared_server.port) > kept_before
-
-    assert front.projects() == sorted(map(str, range(180)))
 
 
 def test_slow_clients_delay_nobody_behind_nginx(nginx: Front) -> None:

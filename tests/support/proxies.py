@@ -107,15 +107,6 @@ class Nginx(Front):
         return [program("nginx"), "-e", "stderr", "-c", str(conf), "-p", str(self.directory)]
 
 
-class NginxKeepingConnections(Nginx):
-    """With kept connections to the collector, to which it passes bodies on as they arrive."""
-
-    changes: ClassVar = {
-        "upstream telemetry {": "upstream telemetry { keepalive 2;",
-        "Connection close;": 'Connection ""; proxy_request_buffering off;',
-    }
-
-
 class NginxBehindCdn(Nginx):
     """With the lines of its comment, for a CDN on loopback addresses."""
 
@@ -140,10 +131,6 @@ class Caddy(Front):
         (self.directory / "Caddyfile").write_text(site)
         config = str(self.directory / "Caddyfile")
         return [program("caddy"), "run", "--adapter", "caddyfile", "--config", config]
-
-
-class CaddyKeepingConnections(Caddy):
-    changes: ClassVar = {"keepalive off": "keepalive 30s"}
 
 
 def for_site(request: bytes) -> bytes:
