@@ -1,5 +1,6 @@
 """Clocks, full disks, erasing, compression, copies and kills in any order, against a model."""
 
+import errno
 import gzip
 import json
 from collections import Counter
@@ -121,12 +122,14 @@ class World:
     # Faults.
 
     def try_to(self, act: Callable[[], None]) -> bool:
-        """Act, maybe on a disk that gets full, or in a process that is killed at some call."""
-        disk, fault = FailingOs(), self.chance.choice(["none", "none", "full", "kill"])
+        """Act, maybe on a disk that fails once or gets full, or in a process that is killed."""
+        disk, fault = FailingOs(), self.chance.choice(["none", "none", "error", "full", "kill"])
+        if fault == "error":
+            disk.fail_at(self.chance.randrange(100), errno.EIO)
         if fault == "full":
             disk.fill_up_after(self.chance.randrange(1500))
         if fault == "kill":
-            disk.kill_at(self.chance.randrange(60))
+            disk.kill_at(self.chance.randrange(100))
         with process_on(disk), suppress(OSError):
             act()
             return True
@@ -164,7 +167,7 @@ def lines_of(path: Path) -> Counter[bytes]:
     return Counter(line + b"\n" for line in lines if b"\0" not in line)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(16))
 def test_faults_in_any_order_lose_double_and_keep_no_line(seed: int, tmp_path: Path) -> None:
     world = World(tmp_path, seed)
     steps = [
