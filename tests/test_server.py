@@ -1,8 +1,6 @@
 """Start and stop of a real gunicorn."""
 
-import fcntl
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,19 +14,6 @@ def test_a_start_writes_nothing_to_the_disk_and_trusts_no_proxy(server: Server) 
     assert not server.data_dir.exists()
     server.stop()
     assert "X-Forwarded-For is believed from: nobody" in "\n".join(server.log)
-
-
-def test_a_queued_refusal_is_written_at_a_stop(server: Server) -> None:
-    assert server.send_cli().status == 204
-    directory = os.open(server.data_dir, os.O_RDONLY)
-    fcntl.flock(directory, fcntl.LOCK_EX)  # as another worker does while it writes
-    assert server.send_cli(nodeVersion=5).status == 400
-    server.process.terminate()
-    wait_until(lambda: any("Worker exiting" in line for line in server.log))
-    os.close(directory)
-
-    assert server.stop() == 0
-    assert len(server.lines("refused-*")) == 1
 
 
 # RFC 9112, 3.2 has four forms of a target; and paths that others would redirect.

@@ -6,7 +6,6 @@ runs ten minutes instead of three seconds.
 """
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
@@ -15,8 +14,6 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -218,34 +215,10 @@ def test_without_tls_nothing_is_accepted_or_redirected(nginx: Front) -> None:
     assert nginx.events() == []
 
 
-def test_nginx_repeats_the_requests_of_a_killed_worker(nginx: Front, shared_server: Server) -> None:
-    assert nginx.send_cli(projectId="first").status == 204
-    directory, before = os.open(nginx.data_dir, os.O_RDONLY), established(shared_server.port)
-    with ThreadPoolExecutor(8) as pool:
-        fcntl.flock(directory, fcntl.LOCK_EX)  # nothing can be written
-        try:
-            answers = [pool.submit(nginx.send_cli, projectId=f"held-{n}") for n in range(8)]
-            (worker,) = shared_server.workers()
-            wait_until(lambda: established(shared_server.port) >= before + 8)
-            os.kill(worker, signal.SIGKILL)
-        finally:
-            os.close(directory)
-        assert [answer.result().status for answer in answers] == [204] * 8
-
-    projects = Counter(event["payload"]["projectId"] for event in nginx.events())
-    assert projects == Counter(["first", *(f"held-{n}" for n in range(8))])
-
-
-def established(port: int) -> int:
-    """Return how many connections the server on that port has established."""
-    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    local = f":{port:04X}"
-    return sum(line.split()[1].endswith(local) and line.split()[3] == "01" for line in lines)
-
-
 def test_kills_and_reloads_under_steady_load_lose_no_event_and_fail_no_request(
     serve: Callable[..., Server], start: StartFront
 ) -> None:
+    """The proxy repeats the requests of a killed worker."""
     server = serve("--workers=2", TRUSTED_PROXIES="127.0.0.1")
     nginx = start(Nginx, server.port)
     kills = 0

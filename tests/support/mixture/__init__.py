@@ -1,4 +1,4 @@
-"""Situations in which a collector may lose events, three at once beside load on a real server.
+"""Situations in which a collector may lose events, four at once beside load on a real server.
 
 Every client notes which of its events were acknowledged, every situation what it took away.
 `run` says afterwards what is wrong with the files.  Knows only the contract.
@@ -14,10 +14,9 @@ from mixture.judgement import judge
 from mixture.situations import SITUATIONS
 from mixture.world import Mixture, World, send_events, settles
 
-MODES = ("full", "hashed")
 CLIENTS = 4
 RUN_SECONDS = 2
-TOGETHER = 3  # situations in a run
+TOGETHER = 4  # situations in a run
 
 
 def draw(seed: int) -> Mixture:
@@ -27,7 +26,7 @@ def draw(seed: int) -> Mixture:
     Random(seed // runs).shuffle(names)
     drawn = tuple(names[seed % runs * TOGETHER :][:TOGETHER])
     random = Random(seed)
-    mode = "hashed" if "keys_are_deleted" in drawn else random.choice(MODES)
+    mode = "hashed" if "keys_are_deleted" in drawn else random.choice(["full", "hashed"])
     return Mixture(seed, drawn, random.randint(1, 3), mode)
 
 
@@ -35,10 +34,10 @@ def run(mixture: Mixture, root: Path) -> list[str]:
     """Return what went wrong, and print what happened."""
     world = World(root, mixture)
     world.make_old_days()
-    world.servers.append(world.start())
     acts = {name: SITUATIONS[name] for name in mixture.situations}
     acts |= {f"client {number}": send_events for number in range(CLIENTS)}
     try:
+        world.servers.append(world.start())
         with ThreadPoolExecutor(len(acts)) as pool:
             running = {
                 name: pool.submit(act, world, Random(f"{mixture.seed} {name}"))
@@ -52,9 +51,8 @@ def run(mixture: Mixture, root: Path) -> list[str]:
                 world.findings.append(f"{name}: {error!r}")
         world.calm_down()
     finally:
-        for server in [*world.servers, *world.killed]:
+        for server in world.started:
             server.kill()
-            world.read_log(server)
     answers = Counter(sent.status for sent in world.sent if sent.began)
     slowest = max(sent.ended - sent.began for sent in world.sent)
     print(f"{mixture}: {dict(answers)}, slowest answer {slowest:.1f} s")

@@ -10,10 +10,11 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from functools import partial
 from random import Random
 
-from mixture.world import MARKED, World, draw_event, send_event, send_refusals, settles
+from mixture.world import MARKED, World, draw_event, send_event, settles
 from server import Server
 
 DAY_SECONDS = 24 * 60 * 60
@@ -70,10 +71,11 @@ def workers_are_killed(world: World, random: Random) -> None:
 
 @situation
 def the_master_is_killed(world: World, random: Random) -> None:
+    """Its workers may run on for a moment."""
+
     def end(server: Server) -> None:
         kill(server.process.pid)
         server.process.wait()
-        world.killed.append(server)
 
     restart(world, random, end)
 
@@ -96,28 +98,20 @@ def restart(world: World, random: Random, end: Callable[[Server], None]) -> None
 
 
 @situation
-def it_reloads(world: World, random: Random) -> None:
-    while world.goes_on(random, 0.5, 1.5):
-        with world.restarting:
-            world.servers[0].process.send_signal(signal.SIGHUP)
-
-
-@situation
 def a_second_collector_comes_and_goes(world: World, random: Random) -> None:
     while world.goes_on(random, 0.0, 0.2):
         second = world.start(1)
         world.servers.append(second)
         world.goes_on(random, 0.3, 1)
         world.servers.remove(second)
-        if random.random() < 0.5:
-            world.stop(second)
-        second.kill()
+        random.choice([world.stop, Server.kill])(second)
 
 
 @situation
 def files_are_moved(world: World, random: Random) -> None:
     while world.goes_on(random, 0.05, 0.4):
-        for path in world.event_files():
+        today = f"events-{datetime.now(UTC):%F}.jsonl"
+        for path in [path for path in world.data.glob("events-*.jsonl") if path.name >= today]:
             directory = random.choice([world.data, world.aside])
             target = directory / f"{path.name}.{time.monotonic_ns()}"
             with contextlib.suppress(FileNotFoundError):
@@ -164,22 +158,22 @@ def the_clock_goes_to_and_fro(world: World, random: Random) -> None:
 
 @situation
 def somebody_is_forgotten(world: World, random: Random) -> None:
-    """Two admins at once."""
+    """Two admins at once, until the run is over, and once at least."""
+
+    def forget(_: int) -> None:
+        while True:
+            began = time.monotonic()
+            done = world.flask("forget", "--hostname", MARKED, "--yes")
+            if "Traceback" in done.stderr:
+                world.findings.append(f"forget: {done.stderr}")
+            if done.returncode == 0:
+                world.forgotten = max(world.forgotten, began)
+            if world.over.is_set():
+                return
+
     world.is_forgetting, world.awaited = True, world.awaited + 2
     with ThreadPoolExecutor(2) as admins:
-        list(admins.map(forget, [world] * 2))
-
-
-def forget(world: World) -> None:
-    while True:
-        began = time.monotonic()
-        done = world.flask("forget", "--hostname", MARKED, "--yes")
-        if "Traceback" in done.stderr:
-            world.findings.append(f"forget: {done.stderr}")
-        if done.returncode == 0:
-            world.forgotten = max(world.forgotten, began)
-        if world.over.is_set():
-            return
+        list(admins.map(forget, range(2)))
 
 
 @situation
@@ -196,12 +190,6 @@ def clients_trickle(world: World, random: Random) -> None:
 def trickle(world: World, random: Random) -> None:
     with contextlib.suppress(OSError), world.connection(random) as sock:
         send_event(world, sock, draw_event(random), pieces=16)
-
-
-@situation
-def refusals_flood(world: World, random: Random) -> None:
-    while world.goes_on(random, 0, 0.02):
-        send_refusals(world, random, 50)
 
 
 def kill(pid: int) -> None:
