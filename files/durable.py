@@ -106,9 +106,12 @@ def open_regular(path: Path, flags: int, mode: int = FILE_MODE) -> int:
     """Open a regular file, never a link, a device or a pipe.  Raises OSError."""
     # Without O_NONBLOCK, opening a FIFO would wait for its other end.
     fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    except OSError:
         os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+        raise
     return fd
 
 

@@ -4,9 +4,7 @@ import contextlib
 import errno
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -55,7 +53,7 @@ class FailingOs:
 
     CALLS = (
         "open write pread ftruncate fsync fstat stat statvfs fchmod fchown mkdir close"
-        " rename unlink"
+        " rename unlink access"
     )
 
     def __init__(self) -> None:
@@ -118,16 +116,3 @@ class FailingOs:
             return written
 
         self.calls, self.fault = [], fault
-
-
-@dataclass
-class Stall:
-    """A disk that hangs in each fsync; `begun` is set in the first, and `over` ends it."""
-
-    begun: threading.Event = field(default_factory=threading.Event)
-    over: threading.Event = field(default_factory=threading.Event)
-
-    def fault(self, at: int, name: str, arguments: Any) -> None:
-        if name == "fsync":
-            self.begun.set()
-            self.over.wait(60)
