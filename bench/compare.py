@@ -7,9 +7,9 @@
 Each contestant is started on an empty directory, on the disk that holds the project, and takes the
 same events from `wrk` (github.com/wg/wrk): an app's and a command's in turn, once with a new
 connection for each event, as real clients make, and once on connections that are kept, as a proxy
-does.  All sync before they respond.  The contestants take turns within each round; every other
-round goes backwards.  A figure is the median of the rounds, a ratio to ours the median of the
-ratios within each round.
+does.  All sync before they respond; on the slow disk a sync takes half a second.  The contestants
+take turns within each round; every other round goes backwards.  A figure is the median of the
+rounds, a ratio to ours the median of the ratios within each round.
 
 CPU is the kernel's count of all of a server's processes.  `wrk` shares the cores with them, so two
 workers are compared by the CPU that an event costs them, too.  Memory is the sum of the processes'
@@ -24,6 +24,7 @@ from statistics import median
 
 from driver import ROOT, bench_directory, cpu_seconds, memory_mb, run_wrk
 
+from injected import Faults
 from server import Server
 
 WARM_UP_SECONDS = 1
@@ -35,6 +36,17 @@ Figures = dict[str, float]
 
 def ours(data_dir: Path, workers: int = 1, root: Path = ROOT) -> Server:
     return Server(data_dir, f"--workers={workers}", launcher=["env", f"--chdir={root}"])
+
+
+def ours_on_a_slow_disk(data_dir: Path, workers: int) -> Server:
+    faults = data_dir / "faults.json"
+    Faults().write(faults)
+    app = ["--pythonpath=tests/support", "injected:create_app()"]
+    server = Server(data_dir, f"--workers={workers}", *app, environ={"FAULTS": str(faults)})
+    for _ in range(20 * workers):  # until each has its file open
+        server.send_cli()
+    Faults(sync_seconds=0.5).write(faults)
+    return server
 
 
 def fastapi(data_dir: Path) -> Server:
@@ -67,8 +79,8 @@ def measure(start: Callable[[Path], Server], clients: int, seconds: int) -> Figu
         figures["memory MB"] = memory_mb(pid)
         server.stop()
         stored = len(server.lines("events*"))
-    # wrk does not wait, at the end of each of its four runs, for what is under way.
-    if failed or not taken <= stored <= taken + 4 * clients:
+    # More may be stored: wrk does not wait, at its end, for what is under way.
+    if failed or stored < taken:
         print(f"wrong: {taken:.0f} taken, {stored} stored, {failed:.0f} failed", flush=True)
     return figures
 
@@ -89,6 +101,8 @@ def main() -> None:
     starts: dict[str, Callable[[Path], Server]] = {
         "ours": ours,
         "ours, 2 workers": partial(ours, workers=2),
+        "ours, slow disk": partial(ours_on_a_slow_disk, workers=1),
+        "ours, 3 workers, slow disk": partial(ours_on_a_slow_disk, workers=3),
         "fastapi": fastapi,
         "fastify": fastify,
     }

@@ -24,6 +24,7 @@ GROWTH_A_DAY = 1.1 ** (1 / 30)
 PLAIN_DAYS = 8  # of the newest ones, where the others are compressed
 
 PROVIDERS = ("auth", "data", "router", "live", "notification", "auditLog", "i18n", "accessControl")
+AGENT_KEYS = ("browser", "browser_version", "os", "os_version")
 PROVIDER_CHANCES = (0.8, 1.0, 0.97, 0.12, 0.9, 0.06, 0.34, 0.42)
 # Releases, and how many days before the last day each came out.
 RELEASES = (("4.54", 400), ("4.55", 120), ("4.56", 88), ("4.57", 60), ("5.0", 36))
@@ -50,12 +51,11 @@ REFUSALS = [
 ]
 
 
-def compact(value: Any) -> str:
+Json = dict[str, Any]
+
+
+def compact(value: Json) -> str:
     return json.dumps(value, separators=(",", ":"))
-
-
-def members(value: dict[str, Any]) -> str:
-    return compact(value)[1:-1]
 
 
 class Life(NamedTuple):
@@ -97,7 +97,7 @@ class World:
                 found.append(Life(number, begins, ends, lag, 1 / (1 + number % count)))
         return found
 
-    def payload(self, life: Life) -> dict[str, Any]:
+    def payload(self, life: Life) -> Json:
         providers = {
             name: self.chance.random() < share
             for name, share in zip(PROVIDERS, PROVIDER_CHANCES, strict=True)
@@ -110,34 +110,26 @@ class World:
             "projectId": project,
         }
 
-    def person(self, number: int) -> tuple[str, list[str]]:
+    def person(self, number: int) -> tuple[str, list[Json]]:
         agents = []
         for _ in range(self.chance.choice((1, 1, 1, 2))):
             browser, system = self.chance.choice(BROWSERS), self.chance.choice(SYSTEMS)
-            values = (*browser, *system)
-            names = ("browser", "browser_version", "os", "os_version")
-            agents.append(members(dict(zip(names, values, strict=True))))
+            agents.append(dict(zip(AGENT_KEYS, (*browser, *system), strict=True)))
         return f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", agents
 
-    def machine(self) -> str:
+    def machine(self) -> Json:
         system, version = self.chance.choice(MACHINES)
-        return members(
-            {
-                "nodeEnv": self.chance.choice(ENVIRONMENTS),
-                "nodeVersion": self.chance.choice(NODES),
-                "os": system,
-                "osVersion": version,
-            }
-        )
+        environment, node = self.chance.choice(ENVIRONMENTS), self.chance.choice(NODES)
+        return {"nodeEnv": environment, "nodeVersion": node, "os": system, "osVersion": version}
 
-    def project(self, life: Life, day: int) -> str:
+    def project(self, life: Life, day: int) -> Json:
         version = life.version(day, self.days)
-        kit = 2 + life.number % 6
-        names = [*PACKAGES[:2], PACKAGES[kit]] if life.number % 3 else PACKAGES[:2]
-        packages = [{"name": f"@refinedev/{name}", "version": version} for name in names]
-        framework = FRAMEWORKS[life.number % len(FRAMEWORKS)]
-        sent = {"packages": packages, "projectFramework": framework}
-        return members(sent | {"projectId": f"project-{life.number}"})
+        names = [*PACKAGES[:2], PACKAGES[2 + life.number % 6]][: 3 if life.number % 3 else 2]
+        return {
+            "packages": [{"name": f"@refinedev/{name}", "version": version} for name in names],
+            "projectFramework": FRAMEWORKS[life.number % len(FRAMEWORKS)],
+            "projectId": f"project-{life.number}",
+        }
 
     def date_of(self, day: int) -> date:
         return self.until - timedelta(days=self.days - 1 - day)
@@ -146,11 +138,6 @@ class World:
         chance, start = self.chance, datetime.combine(self.date_of(day), time())
         apps = [n for n, life in enumerate(self.apps) if life.begins <= day < life.ends]
         projects = [n for n, life in enumerate(self.projects) if life.begins <= day < life.ends]
-        cores = {
-            n: compact(self.payloads[n] | {"version": self.apps[n].version(day, self.days)})
-            for n in apps
-        }
-        sent = {n: self.project(self.projects[n], day) for n in projects}
         from_apps = chance.choices(
             apps, cum_weights=list(accumulate(self.apps[n].weight for n in apps)), k=count
         )
@@ -159,23 +146,20 @@ class World:
             number = f"{chance.getrandbits(128):032x}"
             number = f"{number[:8]}-{number[8:12]}-4{number[13:16]}-a{number[17:20]}-{number[20:]}"
             address, agents = self.people[int(chance.random() * len(self.people))]
-            head = f'{{"id":"{number}","received_at":"{at}Z","source":'
+            record = {"id": number, "received_at": f"{at}Z", "source": "cli", "ip": address}
             if chance.random() < CLI_SHARE:
                 project = projects[int(chance.random() * len(projects))]
                 machine = self.machines[project][n % len(self.machines[project])]
-                command = compact(COMMANDS[int(chance.random() * len(COMMANDS))])
-                yield (
-                    f'{head}"cli","ip":"{address}","payload":{{{machine},"command":{command},'
-                    f"{sent[project]}}}}}\n"
-                )
+                command = COMMANDS[int(chance.random() * len(COMMANDS))]
+                sent = self.project(self.projects[project], day)
+                payload = machine | {"command": command} | sent
             else:
                 is_local = chance.random() < LOCAL_SHARE
                 host = "localhost" if is_local else f"admin.app{app}.example.com"
-                agent = agents[n % len(agents)]
-                yield (
-                    f'{head}"core","ip":"{address}","hostname":"{host}",{agent},'
-                    f'"payload":{cores[app]}}}\n'
-                )
+                record |= {"source": "core", "hostname": host} | agents[n % len(agents)]
+                version = self.apps[app].version(day, self.days)
+                payload = self.payloads[app] | {"version": version}
+            yield compact(record | {"payload": payload}) + "\n"
 
     def refusals(self, day: int, count: int) -> Iterator[str]:
         for source, field, detail in self.chance.choices(REFUSALS, weights=(9, 3, 2, 1), k=count):
