@@ -1,6 +1,5 @@
 """The examples of README.md and docs/ are run; settings and links are held against the code."""
 
-import os
 import re
 import subprocess
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server import ROOT, Server, program
+from server import ROOT, Server, program, run
 from settings import NAMES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,21 +50,13 @@ def test_every_example_prints_what_is_shown(shared_server: Server, page: str, co
 def test_the_example_of_the_report_is_its_real_output(tmp_path: Path) -> None:
     ((report, expected),) = examples(REPORT)
     (world,) = re.findall(r"`(.venv/bin/python bench/world.py [^`]+)`", REPORT)
-    ran = run_here(f"{' '.join(world.split())} && {report}", tmp_path)
-
-    assert ran.rstrip() == expected.rstrip()
-
-
-def run_here(command: str, directory: Path) -> str:
-    """Run a documented command with this Python, on a directory of the test's own."""
-    command = re.sub(r"\.venv/bin/python\b", sys.executable, command)
+    command = f"{' '.join(world.split())} && {report}".replace("world --", f"{tmp_path}/world --")
+    command = command.replace(".venv/bin/python", sys.executable)
     command = command.replace(".venv/bin/flask", f"{sys.executable} -m flask")
-    command = re.sub(r"\bworld (?=--)", f"{directory}/world ", command)
-    environ = {**os.environ, "PYTHONIOENCODING": "utf-8"}
-    ran = subprocess.run(
-        ["bash", "-c", command], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
-    )
-    return ran.stdout
+    ran = run("bash", "-c", command, PYTHONIOENCODING="utf-8")
+
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.rstrip() == expected.rstrip()
 
 
 @pytest.mark.parametrize("setting", [*NAMES, "PORT", "WEB_CONCURRENCY", "GUNICORN_CMD_ARGS"])
@@ -78,18 +69,13 @@ def test_every_setting_is_in_the_readme_with_its_default(setting: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_to_a_file(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
-
-    assert [link for link in links if not (page.parent / link).exists()] == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_test_that_a_page_names_exists(page: Path) -> None:
-    names = set(re.findall(r"\b(test_\w+)", page.read_text(encoding="utf-8")))
+def test_what_a_page_links_to_or_names_as_a_test_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
     modules = [*ROOT.glob("tests/test_*.py"), *ROOT.glob("tests/deploy/test_*.py")]
 
-    assert names <= {path.stem for path in modules}
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    assert set(re.findall(r"\b(test_\w+)", text)) <= {path.stem for path in modules}
 
 
 def test_every_promise_names_its_test() -> None:
