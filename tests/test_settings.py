@@ -1,5 +1,6 @@
 """What an operator may set, and how a setting of no use is reported."""
 
+import socket
 import sys
 from pathlib import Path
 
@@ -78,11 +79,7 @@ def test_variables_that_kubernetes_makes_of_a_service_are_ignored(service: str) 
 
 
 def test_an_empty_value_is_as_good_as_none() -> None:
-    empty = dict.fromkeys([*NAMES, "PORT", "WEB_CONCURRENCY"], "")
-
-    assert read_settings(empty) == read_settings({})
-    assert bind_addresses(empty) == bind_addresses({})
-    assert worker_count(empty) == 1
+    assert read_settings(dict.fromkeys(NAMES, "")) == read_settings({})
 
 
 @pytest.mark.parametrize("value", ["a~", "a b", "/srv/it's", "/srv/$x", "/srv/caf\udce9", "é"])
@@ -100,45 +97,54 @@ def test_servers_variables_are_whole_numbers(value: str) -> None:
 START = (sys.executable, "serve.py")
 
 
+def start_after(code: str) -> tuple[str, ...]:
+    """Return a command that starts the server where something was changed before."""
+    start = "runpy.run_path('serve.py', run_name='__main__')"
+    return sys.executable, "-c", f"import runpy, sys, time; {code}; {start}"
+
+
+NO_PACKAGES = "sys.path = [path for path in sys.path if 'site-packages' not in path]"
+
+
 @pytest.mark.parametrize(
-    ("command", "name"),
+    ("command", "environ", "line"),
     [
-        (START, "TELEMETRY_IP"),
-        (START, "WEB_CONCURRENCY"),
-        (START, "PORT"),
-        ((sys.executable, "-m", "gunicorn"), "TELEMETRY_IP"),
+        (START, {"TELEMETRY_IP": "hash"}, "TELEMETRY_IP='hash': want "),
+        (START, {"WEB_CONCURRENCY": "auto"}, "WEB_CONCURRENCY='auto': want "),
+        (START, {"PORT": "http"}, "PORT='http': want "),
+        (
+            (sys.executable, "-m", "gunicorn"),
+            {"TELEMETRY_IP": "hash"},
+            "TELEMETRY_IP='hash': want ",
+        ),
+        (start_after("sys.version_info = (3, 10, 4)"), {}, "want Python 3.11 or newer"),
+        (start_after(NO_PACKAGES), {}, "No module named"),
     ],
 )
-def test_an_invalid_value_stops_the_start_with_one_line(
-    command: tuple[str, ...], name: str
+def test_what_stops_the_start_is_one_line(
+    command: tuple[str, ...], environ: dict[str, str], line: str
 ) -> None:
-    ran = run(*command, **{name: "hash"})
+    ran = run(*command, **environ)
 
     assert ran.returncode == 1
-    assert ran.stderr.startswith(f"{name}='hash': want ")
+    assert line in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
+
+
+def test_a_port_in_use_stops_the_start_and_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        at_once = f"time.sleep = lambda _: None; sys.argv[1:] = ['--bind={address}']"
+        ran = run(*start_after(at_once))
+
+    assert ran.returncode != 0
+    assert address.replace(":", "', ") in ran.stderr
 
 
 def test_empty_variables_do_not_stop_the_start() -> None:
     ran = run(*START, "--check-config", WEB_CONCURRENCY="", PORT="", TELEMETRY_IP="")
 
     assert (ran.returncode, ran.stderr) == (0, "")
-
-
-@pytest.mark.parametrize(
-    ("before", "line"),
-    [
-        ("sys.version_info = (3, 10, 4)", "want Python 3.11 or newer"),
-        ("sys.path = ['.', *(p for p in sys.path if 'site-packages' not in p)]", "No module named"),
-    ],
-)
-def test_what_is_missing_for_a_start_is_one_line(before: str, line: str) -> None:
-    code = f"import runpy, sys; {before}; runpy.run_path('serve.py', run_name='__main__')"
-    ran = run(sys.executable, "-c", code)
-
-    assert ran.returncode == 1
-    assert line in ran.stderr
-    assert len(ran.stderr.splitlines()) == 1
 
 
 def test_without_port_it_listens_on_this_machine_only_and_with_it_on_every_interface() -> None:
