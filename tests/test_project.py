@@ -25,7 +25,7 @@ def test_healthz_shows_the_first_version_of_the_changelog(client: FlaskClient) -
 def test_no_page_names_a_tag_that_does_not_exist() -> None:
     ran = run(program("git"), "tag")
     tags = ran.stdout.split() if ran.returncode == 0 else give_up(ran.stderr)
-    pages = "".join(read(page) for page in ["README.md", *sorted(ROOT.glob("docs/*.md"))])
+    pages = "".join(read(page) for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
     named = re.findall(r"git (?:checkout|clone --branch) (v\d\S+)", pages)
 
     assert set(named) <= set(tags)
