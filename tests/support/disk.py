@@ -11,31 +11,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import product
-from operator import itemgetter
 from pathlib import Path
 from random import Random
 from typing import Any
 
 BLOCK = 512
-SAMPLES = 4  # at random, for each state of the directory
+SAMPLES = 10  # of what may be there, for each state of the directory
 
 Image = dict[str, bytes]
-
-# Which of its contents the i-th of n unsynced blocks has: 0 is what the last
-# sync left (NUL bytes, where there was nothing), 1 the first write since then.
-Pattern = Callable[[int, int, int], int]
-PATTERNS: list[Pattern] = [
-    lambda i, n, latest: 0,
-    lambda i, n, latest: latest,
-    lambda i, n, latest: latest if i < n / 2 else 0,
-    lambda i, n, latest: 0 if i < n / 2 else latest,
-    lambda i, n, latest: latest if i % 2 else 0,
-    lambda i, n, latest: latest if i == n - 1 else 0,
-    lambda i, n, latest: latest if i < n / 2 else 1,
-    lambda i, n, latest: latest if i % 2 else 1,
-]
-SIZES: list[Callable[[list[int]], int]] = [min, max, itemgetter(-1)]
 
 
 @dataclass(eq=False)
@@ -77,11 +60,15 @@ class SimulatedFile:
             content[number * BLOCK : (number + 1) * BLOCK] = block
         return bytes(content[:size])
 
-    def after_cut(self, pattern: Pattern, size: int) -> bytes:
-        chosen = {}
-        for i, (number, held) in enumerate(sorted(self.blocks.items())):
-            if which := pattern(i, len(self.blocks), len(held)):
-                chosen[number] = held[which - 1]
+    def after_cut(self, random: Random) -> bytes:
+        """Draw for each block what the last sync left, or what any write since then did."""
+        size = random.choice([min(self.sizes), self.sizes[-1], random.choice(self.sizes)])
+        is_kept = random.choice([0, 0.5, 0.9, 1])  # the probability
+        chosen = {
+            number: random.choice([held[-1], random.choice(held)])
+            for number, held in self.blocks.items()
+            if random.random() < is_kept
+        }
         return self.overlaid(size, chosen)
 
 
@@ -117,21 +104,13 @@ class Disk:
 
     def images(self) -> Iterator[Image]:
         """Yield samples of what the directory may hold if the power fails now."""
-        at_random = [(self.any_block, self.any_size)] * SAMPLES
-        looks = [*product(PATTERNS, SIZES), *at_random]
         for kept in range(len(self.name_changes) + 1):
             names: dict[str, SimulatedFile | None] = dict(self.synced_names)
             for change in self.name_changes[:kept]:
                 names |= change
             files = {name: file for name, file in names.items() if file}
-            for pattern, size in looks:
-                yield {n: f.after_cut(pattern, size(f.sizes)) for n, f in files.items()}
-
-    def any_block(self, i: int, n: int, latest: int) -> int:
-        return self.random.randint(0, latest)
-
-    def any_size(self, sizes: list[int]) -> int:
-        return self.random.randint(min(sizes), max(sizes))
+            for _ in range(SAMPLES):
+                yield {name: file.after_cut(self.random) for name, file in files.items()}
 
     def saw_everything(self) -> bool:
         real = {path.name: path.read_bytes() for path in self.directory.iterdir()}
