@@ -43,20 +43,25 @@ NOISE_SECONDS = 1  # a client of ours may itself have to wait for the processor
 # For lines of half a page: a kill and the end of a disk cut at the end of a page.
 PACKAGES = [{"name": "x" * 250, "version": None}] * 6
 
+IMAGE_BYTES = 8 * 2**20
+
 # linux/fs/ext4/ext4.h: stop at once, and do not even flush the journal.
 EXT4_IOC_SHUTDOWN = 0x8004587D
 EXT4_GOING_FLAGS_NOLOGFLUSH = struct.pack("I", 2)
 
 
-class Mount:
-    """A file system of its own, mounted on `path`."""
+class Disk:
+    """A file system of its own, in a file, mounted on `path`."""
 
-    def __init__(self, path: Path, *arguments: str) -> None:
-        self.path = path
-        self.arguments = arguments
+    def __init__(self, path: Path, image: Path) -> None:
+        self.path, self.image = path, image
+        with image.open("wb") as file:
+            file.truncate(IMAGE_BYTES)
+        subprocess.run(["mkfs.ext4", "-q", image], check=True)
+        self.mount()
 
     def mount(self) -> None:
-        subprocess.run(["mount", *self.arguments, self.path], check=True)
+        subprocess.run(["mount", "-o", "loop", self.image, self.path], check=True)
 
     @contextlib.contextmanager
     def read_only(self) -> Iterator[None]:
@@ -103,40 +108,18 @@ class Mount:
             os.close(root)
 
 
-@contextlib.contextmanager
-def mounted(path: Path, *arguments: str, image: Path | None = None) -> Iterator[Mount]:
-    """Mount a disk for one test; skip it (in CI: fail) if mounting is not allowed."""
-    disk = Mount(path, *arguments)
-    try:
-        if image:
-            subprocess.run(["mkfs.ext4", "-q", image], check=True)
-        disk.mount()
-    except (FileNotFoundError, subprocess.CalledProcessError) as exc:
-        give_up(f"{exc}: mounting is not allowed here")
-    try:
-        yield disk
-    finally:
-        disk.unmount()
-
-
 # Ask for a disk before a server: what comes first ends last.
 
 
 @pytest.fixture
-def tmpfs(tmp_path: Path) -> Iterator[Mount]:
-    """One megabyte, with the data directory on it."""
-    with mounted(tmp_path, "-t", "tmpfs", "-o", "size=1m", "none") as disk:
-        yield disk
-
-
-@pytest.fixture
-def ext4(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    """A file system that must be synced, with the data directory on it."""
-    image = tmp_path_factory.mktemp("image") / "ext4"
-    with image.open("wb") as file:
-        file.truncate(16 * 2**20)
-    with mounted(tmp_path, "-o", "loop", str(image), image=image) as disk:
-        yield disk
+def ext4(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+    """A file system with the data directory on it; skip the test if mounting is not allowed."""
+    try:
+        disk = Disk(tmp_path, tmp_path_factory.mktemp("image") / "ext4")
+    except (FileNotFoundError, subprocess.CalledProcessError) as exc:
+        give_up(f"{exc}: mounting is not allowed here")
+    yield disk
+    disk.unmount()
 
 
 @pytest.fixture
@@ -156,12 +139,6 @@ def assert_each_once(acknowledged: set[str], stored: list[str]) -> None:
     doubled = [project for project, lines in Counter(stored).items() if lines > 1]
 
     assert (len(lost), len(doubled)) == (0, 0), f"lost {lost}, doubled {doubled}"
-
-
-def missing_in_files(data_dir: Path, projects: set[str]) -> set[str]:
-    """Return those that are in no file."""
-    content = b"".join(path.read_bytes() for path in data_dir.glob("events-*.jsonl"))
-    return {project for project in projects if project.encode() not in content}
 
 
 def live_file(server: Server) -> Path:
@@ -237,15 +214,15 @@ def test_a_reload_and_an_upgrade_under_load_lose_no_event_and_hardly_any_request
 # Disks.
 
 
-def test_events_get_a_503_until_the_disk_takes_them(tmpfs: Mount, start: Start) -> None:
+def test_events_get_a_503_until_the_disk_takes_them(ext4: Disk, start: Start) -> None:
     server = start(workers=2, MIN_FREE_MB="0")
-    with tmpfs.read_only():  # which no file must be open for
+    with ext4.read_only():  # which no file must be open for
         assert_not_stored(server.send_cli())
         assert server.send("GET", "/healthz").status == 503
     with Load(server, clients=4, packages=PACKAGES) as load:
         load.wait_for(204, 10)
         workers = server.workers()
-        for fault in (tmpfs.filled, partial(limited_file_size, server)) * 3:
+        for fault in (ext4.filled, partial(limited_file_size, server)) * 3:
             with fault():
                 load.wait_for(503, 10)
                 wait_until(lambda: server.send("GET", "/healthz").status == 503)
@@ -276,7 +253,7 @@ def limit_file_size(server: Server, limit_bytes: int) -> None:
         resource.prlimit(worker, resource.RLIMIT_FSIZE, (limit_bytes, hard))
 
 
-def test_a_frozen_disk_delays_no_response_beyond_three_seconds(ext4: Mount, start: Start) -> None:
+def test_a_frozen_disk_delays_no_response_beyond_three_seconds(ext4: Disk, start: Start) -> None:
     """With no data directory yet; and more clients than are answered at once."""
     server = start(workers=1, MIN_FREE_MB="0")
     with ext4.frozen():
@@ -343,7 +320,7 @@ def answers_in_time(server: Server, clients: int) -> set[int]:
         return statuses
 
 
-def test_a_power_cut_loses_nothing_that_was_acknowledged(ext4: Mount, start: Start) -> None:
+def test_a_power_cut_loses_nothing_that_was_acknowledged(ext4: Disk, start: Start) -> None:
     acknowledged: set[str] = set()
     for _ in range(2):
         acknowledged |= acknowledged_until_power_cut(ext4, start)
@@ -353,24 +330,7 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(ext4: Mount, start: Sta
     assert_each_once(acknowledged | {"last"}, last.projects())
 
 
-def test_a_power_cut_loses_what_was_not_synced(
-    ext4: Mount,
-    start: Start,
-    data_dir: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The cut of the test above is real: without fsync the events are gone."""
-    site = tmp_path_factory.mktemp("site")
-    (site / "sitecustomize.py").write_text("import os\nos.fsync = os.fdatasync = lambda fd: None\n")
-    monkeypatch.setenv("PYTHONPATH", str(site))
-
-    acknowledged = acknowledged_until_power_cut(ext4, start)
-
-    assert missing_in_files(data_dir, acknowledged)
-
-
-def acknowledged_until_power_cut(disk: Mount, start: Start) -> set[str]:
+def acknowledged_until_power_cut(disk: Disk, start: Start) -> set[str]:
     """Cut the power under load, and come back with the disk as the cut left it.
 
     What is acknowledged during the cut does not count: Linux may report a sync
