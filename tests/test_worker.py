@@ -159,24 +159,16 @@ def test_a_connection_may_rest_for_longer_than_a_request_may_take(faulty_server:
         assert sock.recv(1) == b""
 
 
-@pytest.mark.parametrize(
-    ("version", "headers", "connection"),
-    [
-        ("1.1", [], "keep-alive"),
-        ("1.1", [CLOSE], "close"),
-        ("1.0", [], "close"),
-        ("1.0", [("Connection", "keep-alive")], "keep-alive"),
-    ],
-)
-def test_a_connection_is_kept_as_the_protocol_version_says(
-    running_server: Server, version: str, headers: list[tuple[str, str]], connection: str
-) -> None:
-    content = cli_event(1, *headers).replace(b"HTTP/1.1", b"HTTP/" + version.encode())
-    with running_server.connect() as sock:
-        sock.sendall(content)
-        answer = read_answer(sock)
+def test_a_connection_is_kept_as_the_protocol_version_says(running_server: Server) -> None:
+    def connection(version: bytes, *headers: tuple[str, str]) -> str:
+        with running_server.connect() as sock:
+            sock.sendall(cli_event(1, *headers).replace(b"HTTP/1.1", version))
+            return read_answer(sock).headers["connection"]
 
-    assert (answer.status, answer.headers["connection"]) == (204, connection)
+    assert connection(b"HTTP/1.1") == "keep-alive"
+    assert connection(b"HTTP/1.1", CLOSE) == "close"
+    assert connection(b"HTTP/1.0") == "close"
+    assert connection(b"HTTP/1.0", ("Connection", "keep-alive")) == "keep-alive"
 
 
 # What a request may be.
@@ -271,9 +263,10 @@ def test_the_memory_of_incomplete_bodies_is_bounded_in_total(running_server: Ser
     content = request("POST", "/cli", [("Content-Length", "60001")], b" " * 60_000)
     with running_server.connections(400, content) as connections:
         assert_answered_at_once(running_server)
+        wait_until(lambda: len(select.select(connections, [], [], 0)[0]) > 100)
         dropped = select.select(connections, [], [], 0)[0]
 
-        assert 100 < len(dropped) < 200
+        assert len(dropped) < 200
         assert {read_answer(sock).status for sock in dropped} == {503}
 
 
@@ -289,16 +282,6 @@ def test_many_large_events_at_once_are_all_stored(shared_server: Server) -> None
 
 
 # Where it listens.
-
-
-def test_a_trusted_unix_socket_has_no_address_but_tells_one(shared_server: Server) -> None:
-    for headers in ([], [("X-Forwarded-For", "198.51.100.7")]):
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(str(shared_server.data_dir.with_name("socket")))
-            sock.sendall(cli_event(1, CLOSE, *headers))
-            assert read_answer(sock).status == 204
-
-    assert [one["ip"] for one in shared_server.events()] == [None, "198.51.100.7"]
 
 
 def test_with_port_both_families_are_served(data_dir: Path) -> None:
