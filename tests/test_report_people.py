@@ -76,7 +76,7 @@ def usual(length: int) -> Days:
 
 
 def app(n: int, week: int) -> Record:
-    versions = ["secret-1", *["5.0.0-rc.2"] * 12, *["5.0.1"] * (12 * week + 4), *["4.9.1"] * 80]
+    versions = ["secret-1", *["5.0.0-rc.2"] * 30, *["5.0.1"] * (12 * week + 4), *["4.9.1"] * 80]
     browsers = ["Chrome", "Firefox", "Chrome", "Safari", None]
     systems = [("Windows", "10"), ("Linux", None), ("iOS", "18.6"), ("iOS", f"26.{n % 2}")]
     os, os_version = systems[n % 4]

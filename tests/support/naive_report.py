@@ -47,7 +47,6 @@ def naive_report(
     since: date,
     until: date,
     today: date,
-    framework: str = "Refine",
     patterns: Sequence[str] = (),
 ) -> Json:
     """Return the object that `flask report --format json` must print."""
@@ -67,7 +66,7 @@ def naive_report(
     weeks = [last_days(7, last) for last in period[::-1][: len(period) // 7 * 7 : 7]][::-1]
     in_period = {source: count.events(source, period) for source in UNITS}
     return {
-        "framework": framework,
+        "framework": "Refine",
         "since": str(since),
         "until": str(until),
         "unfinished": until >= today,
@@ -126,27 +125,20 @@ def naive_report(
 def files_of(kind: str, directories: list[Path], first: date, last: date) -> list[DayContent]:
     """Return the files that count; one that is found again, under whatever name, does not."""
     found, seen = [], set()
+    days = {str(day): day for day in days_between(first, last)}
     for directory in directories:
         for path in sorted(directory.iterdir()):
             match = FILE_NAME.fullmatch(path.name)
-            if not match or match[1] != kind or not str(first) <= match[2] <= str(last):
+            if not match or match[1] != kind or match[2] not in days:
                 continue
             identity = path.stat().st_dev, path.stat().st_ino
-            if identity in seen or not is_date(match[2]):
+            if identity in seen:
                 continue
             seen.add(identity)
             if not is_held_by_other(path):
-                day = date.fromisoformat(match[2])
-                found.append(DayContent(day, directory.resolve(), content_of(path)))
+                content = content_of(path)
+                found.append(DayContent(days[match[2]], directory.resolve(), content))
     return found
-
-
-def is_date(text: str) -> bool:
-    try:
-        date.fromisoformat(text)
-    except ValueError:
-        return False
-    return True
 
 
 def content_of(path: Path) -> bytes:
@@ -210,7 +202,7 @@ def read_event(file: DayContent, value: Any) -> Event | None:
         {name: held.get(name) for name in names}
         for held, names in zip((value, value["payload"]), KEYS[source], strict=True)
     )
-    if not all(IS_RIGHT.get(name, is_text)(held) for name, held in (record | payload).items()):
+    if not all(is_right(name, held) for name, held in (record | payload).items()):
         return None
     if source == "core":
         providers = payload["providers"] or {}
@@ -227,19 +219,11 @@ def is_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
-def is_integer(value: Any) -> bool:
-    return value is None or type(value) is int
-
-
 def is_providers(value: Any) -> bool:
-    if value is None:
-        return True
     return isinstance(value, dict) and all(type(flag) is bool for flag in value.values())
 
 
 def is_packages(value: Any) -> bool:
-    if value is None:
-        return True
     return isinstance(value, list) and all(
         isinstance(package, dict)
         and is_text(package.get("name"))
@@ -248,7 +232,13 @@ def is_packages(value: Any) -> bool:
     )
 
 
-IS_RIGHT = {"providers": is_providers, "resourceCount": is_integer, "packages": is_packages}
+def is_right(name: str, value: Any) -> bool:
+    if name == "resourceCount":
+        return value is None or type(value) is int
+    checks = {"providers": is_providers, "packages": is_packages}
+    return value is None or checks.get(name, is_text)(value)
+
+
 COMMON = ["id", "received_at", "source", "ip"]
 KEYS = {  # of a record and of its payload
     "core": (
@@ -507,9 +497,8 @@ class Count:
             # Addresses, and the projects of a command, count in every row that they came with.
             every = unit == "addresses" or name == "commands"
             seen = events if every else last_seen_with(events, unit_of)
-            lists[name] = rows(unit, unit_of, events, seen, values_of)
-            if not self.was_recorded(source, unit, days):
-                forget(unit, lists[name])
+            is_known = self.was_recorded(source, unit, days)
+            lists[name] = rows(unit, unit_of, events, seen, values_of, is_known)
         if source == "cli":
             lists["packages"] = [{"name": row.pop("value"), **row} for row in lists["packages"]]
         return lists
@@ -582,6 +571,7 @@ def rows(
     events: list[Event],
     seen: list[Event],
     values_of: Values,
+    is_known: bool,
     above: tuple[str | None, ...] = (),
 ) -> list[Json]:
     """Return a row for each value: in how many events, and how many units were seen with it."""
@@ -595,26 +585,19 @@ def rows(
         sent_here, seen_here = (
             [event for event in some if value in cut(event)] for some in (events, seen)
         )
-        is_unknown = is_uncountable(seen_here, unit_of, 28)
         row: Json = {
             "value": value[-1],
-            unit: None if is_unknown else len(members(seen_here, unit_of)),
+            unit: None,
             "events": len(sent_here),
         }
+        if is_known and not is_uncountable(seen_here, unit_of, 28):
+            row[unit] = len(members(seen_here, unit_of))
         if any(len(one) > depth for one in values_of(sent_here[0].values)):
-            row["versions"] = rows(unit, unit_of, sent_here, seen_here, values_of, value)
+            row["versions"] = rows(unit, unit_of, sent_here, seen_here, values_of, is_known, value)
         found.append(row)
     return sorted(
         found, key=lambda row: (-(row[unit] or 0), -row["events"], null_last(row["value"]))
     )
-
-
-def forget(unit: str, found: list[Json]) -> None:
-    """Make every figure of this unit null; then events decide the order."""
-    found.sort(key=lambda row: (-row["events"], null_last(row["value"])))
-    for row in found:
-        row[unit] = None
-        forget(unit, row.get("versions", []))
 
 
 def refused(reasons: list[list[Any]]) -> list[Json]:
