@@ -16,12 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from files.records import PAYLOAD_KEYS, PROVIDERS, RECORD_KEYS
+
 DAY = timedelta(days=1)
 FILE_NAME = re.compile(r"(events|refused)-([0-9]{4}-[0-9]{2}-[0-9]{2})\.jsonl(\.gz)?")
-PROVIDERS = [
-    *("auth", "data", "router", "live"),
-    *("notification", "auditLog", "i18n", "accessControl"),
-]
 ROBOTS = ["bot", "crawl", "spider", "slurp", "headless", "phantomjs", "inspectiontool"]
 ENOUGH_FILES = {7: 6, 28: 24}
 
@@ -198,10 +196,8 @@ def read_event(file: DayContent, value: Any) -> Event | None:
     source = value.get("source")
     if source not in ("core", "cli"):
         return None
-    record, payload = (
-        {name: held.get(name) for name in names}
-        for held, names in zip((value, value["payload"]), KEYS[source], strict=True)
-    )
+    record = {name: value.get(name) for name in RECORD_KEYS[source] if name != "payload"}
+    payload = {name: value["payload"].get(name) for name in PAYLOAD_KEYS[source]}
     if not all(is_right(name, held) for name, held in (record | payload).items()):
         return None
     if source == "core":
@@ -237,22 +233,6 @@ def is_right(name: str, value: Any) -> bool:
         return value is None or type(value) is int
     checks = {"providers": is_providers, "packages": is_packages}
     return value is None or checks.get(name, is_text)(value)
-
-
-COMMON = ["id", "received_at", "source", "ip"]
-KEYS = {  # of a record and of its payload
-    "core": (
-        [*COMMON, "hostname", "browser", "browser_version", "os", "os_version"],
-        ["providers", "version", "resourceCount", "projectId"],
-    ),
-    "cli": (
-        COMMON,
-        [
-            *("nodeEnv", "nodeVersion", "os", "osVersion", "command"),
-            *("packages", "projectFramework", "projectId"),
-        ],
-    ),
-}
 
 
 # Days
