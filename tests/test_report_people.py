@@ -281,9 +281,6 @@ READ_TABLES = """(() => {
 READ_STRIPS = """Object.fromEntries([...document.querySelectorAll(".bars")].map(strip => [
   strip.getAttribute("aria-label").split(":")[0],
   [...strip.children].map(bar => [bar.className, bar.style.height, bar.title])]))"""
-# Title and pixels of the parts of each column of the chart.
-READ_COLUMNS = """[...document.querySelectorAll(".stack")].map(column =>
-  [...column.children].map(part => [part.title, part.getBoundingClientRect().height]))"""
 NAMES = {"core": "Apps", "cli": "Command line"}
 TITLES = {"hosts": "deployed hosts", "development_addresses": "in development"}
 
@@ -307,7 +304,7 @@ def test_every_number_and_every_bar_of_the_page_is_that_of_the_json(
     show: Callable[[str], "Page"], report_of: Callable[[str], Report], name: str
 ) -> None:
     report, tab = report_of(name), show(name)
-    tables, strips, columns = map(tab.evaluate, (READ_TABLES, READ_STRIPS, READ_COLUMNS))
+    tables, strips = map(tab.evaluate, (READ_TABLES, READ_STRIPS))
     text = " ".join(tab.evaluate("document.body.innerText").split())
 
     check_active(report, tables.get("active", []))
@@ -319,10 +316,6 @@ def test_every_number_and_every_bar_of_the_page_is_that_of_the_json(
             title = f"{NAMES[source]}, {title_of(report, unit)} each week"
             check_bars(strips.get(title, []), report["weeks"], source, unit)
         check_bars(strips[f"{NAMES[source]}, events each day"], report["days"], source, "events")
-        for kind, first, *last in (("days", "date"), ("weeks", "since", "files")):
-            rows = tables.get(f"{source}-{kind}", [])
-            check_figures(rows, report[kind], source, first, last)
-    check_versions(report, tables.get("versions", []), columns)
     assert (f"{report['until']} is not over" in text) == report["unfinished"]
     assert ("Nothing to report: " in text) == (not sources(report))
     unreadable = report["unreadable_lines"]
@@ -362,19 +355,6 @@ def check_list(report: Report, one: List, rows: list[list[str]]) -> None:
     assert [number(cells[1]) for cells in rows] == sorted(expected, reverse=True)
 
 
-def check_figures(
-    rows: list[list[str]], times: list[Report], source: str, first: str, last: list[str]
-) -> None:
-    expected = []
-    for time in times:
-        figures = [*time[source].values(), *(time[name] for name in last)]
-        is_missing = time[source]["events"] is None
-        expected.append([time[first], *(["no file"] if is_missing else figures)])
-    assert expected == [
-        [cells[0], *(cells[1:] if "no file" in cells else map(number, cells[1:]))] for cells in rows
-    ]
-
-
 def check_bars(bars: list[list[str]], times: list[Report], source: str, unit: str) -> None:
     """Hold bars to their numbers, or to why they have none."""
     most = max((time[source][unit] or 0 for time in times), default=0)
@@ -388,18 +368,6 @@ def check_bars(bars: list[list[str]], times: list[Report], source: str, unit: st
             assert number(title.split(": ")[1]) == n
             assert float(height.rstrip("%")) == pytest.approx(100 * n / (most or 1), abs=0.06)
             assert kind in ({"count", "part"} if n else {"zero"})
-
-
-def check_versions(report: Report, rows: list[list[str]], columns: list[list[Any]]) -> None:
-    """Hold the series to the JSON: with those joined as "other" they are all deployed hosts."""
-    total = report["active"]["core"]["hosts"]["28"]["now"]
-    counts = [number(cells[1]) or 0 for cells in rows if not cells[0].startswith("all ")]
-    assert sum(counts) == total
-    for week, column in zip(report["adoption"] if columns else [], columns, strict=True):
-        assert bool(column) == bool(week["hosts"])
-        for title, pixels in column:
-            if hosts := week["versions"].get(title.split(",")[0]):
-                assert pixels == pytest.approx(240 * hosts / week["hosts"], abs=5)
 
 
 # The page as it looks.

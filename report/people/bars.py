@@ -62,13 +62,7 @@ def strip(name: str, times: Sequence[Time], counts: Sequence[int | None]) -> Str
     of_each = [most] * len(counts)
     first, newest = (number(counts[at]) if counts else "" for at in (0, -1))
     label = f"{name}: {first} in the first, {newest} in the newest"
-    return Strip(label, bars(times, counts, of_each), first, newest, number(most))
-
-
-def bars(
-    times: Sequence[Time], counts: Sequence[int | None], of_each: Sequence[int | None]
-) -> tuple[Bar, ...]:
-    return tuple(map(bar, times, counts, of_each))
+    return Strip(label, tuple(map(bar, times, counts, of_each)), first, newest, number(most))
 
 
 def bar(time: Time, count: int | None, of: int | None) -> Bar:

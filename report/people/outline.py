@@ -28,11 +28,10 @@ TURNOVER = {"gone": "only before", "stayed": "both", "new": "only now"}
 MARK = "*"
 MAX_NAMES = 3
 MAX_LENGTH = len("999,999")
-WHY_NO_ADDRESSES = {
-    True: "none was stored on {days}, or several directories hashed them, each with its own key.",
-    False: "stored hashed, with a new key each day, or masked on some days and whole on others."
-    " Such days cannot be counted together.",
-}
+WHY_NO_ADDRESSES = (
+    "Addresses: none was stored on some days, or they were hashed, with a new key each day, or"
+    " masked on some days and whole on others. Such days cannot be counted together."
+)
 LIST_NOTES = {
     "core": "A host counts with what it was last seen with, an address with every browser and"
     " system it came with.",
@@ -311,12 +310,7 @@ def about_unknowns(report: Report, sources: list[str]) -> Iterator[str]:
         if is_unknown(report, source, "projects"):
             yield f"{UNKNOWN} No event of {FROM[source]} came with a projectId."
     if any(is_unknown(report, source, "addresses") for source in sources):
-        without = sum(
-            any(day[source]["events"] and day[source]["addresses"] is None for source in sources)
-            for day in report["days"]
-        )
-        why = WHY_NO_ADDRESSES[without > 0].format(days=plural(without, "day"))
-        yield f"{UNKNOWN} Addresses: {why}"
+        yield f"{UNKNOWN} {WHY_NO_ADDRESSES}"
 
 
 def is_unknown(report: Report, source: str, unit: str) -> bool:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from files.records import plural
 from report.lists import series
-from report.people.bars import Bar, Report, bars, weeks_of
+from report.people.bars import Bar, Report, bar, weeks_of
 from report.people.words import in_ascii, in_brackets, in_letters, number, share
 
 OTHER = "other"
@@ -184,7 +184,7 @@ def version(
 ) -> Version:
     *weekly, month = totals
     shares = [share(count, total) for count, total in zip(counts, totals, strict=True)]
-    drawn = bars(weeks_of(report), counts[:-1], weekly)
+    drawn = tuple(map(bar, weeks_of(report), counts, weekly))
     levels = [bar.level for bar in drawn]
     return Version(
         name,
