@@ -15,11 +15,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from flask import Flask
+
+full: set[int] = set()  # descriptors whose last write stopped short
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,10 @@ def current() -> Faults:
 
 def create_app() -> Flask:
     """Build the app, after the faults are in place in this process."""
-    patch.object(os, "fsync", sync(os.fsync)).start()
-    patch.object(os, "write", write(os.write)).start()
-    patch.object(os, "ftruncate", truncate(os.ftruncate)).start()
-    patch.object(threading.Thread, "start", start_thread(threading.Thread.start)).start()
+    for name, fake in (("fsync", fsync), ("write", write), ("ftruncate", ftruncate)):
+        patch.object(os, name, partial(fake, getattr(os, name))).start()
+    start = partialmethod(start_thread, threading.Thread.start)
+    patch.object(threading.Thread, "start", start).start()
 
     for fault in os.environ.get("PLANTED", "").split():
         import planted
@@ -67,52 +70,38 @@ def create_app() -> Flask:
     return app.create_app(clock=shifted_clock)
 
 
-def sync(real: Callable[[int], None]) -> Callable[[int], None]:
-    def fsync(fd: int) -> None:
-        faults = current()
-        time.sleep(faults.sync_seconds)
-        if faults.strike(faults.sync_errors):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        real(fd)
-
-    return fsync
+def fsync(real: Callable[[int], None], fd: int) -> None:
+    faults = current()
+    time.sleep(faults.sync_seconds)
+    if faults.strike(faults.sync_errors):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    real(fd)
 
 
-def write(real: Callable[[int, Any], int]) -> Callable[[int, Any], int]:
-    full: set[int] = set()
-
-    def write(fd: int, content: Any) -> int:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return real(fd, content)  # gunicorn's pipes
-        if fd in full:
-            full.remove(fd)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        faults = current()
-        if faults.strike(faults.short_writes) and len(content) > 1:
-            full.add(fd)
-            content = content[: random.randrange(1, len(content))]
-        return real(fd, content)
-
-    return write
+def write(real: Callable[[int, Any], int], fd: int, content: Any) -> int:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return real(fd, content)  # gunicorn's pipes
+    if fd in full:
+        full.remove(fd)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    faults = current()
+    if faults.strike(faults.short_writes) and len(content) > 1:
+        full.add(fd)
+        content = content[: random.randrange(1, len(content))]
+    return real(fd, content)
 
 
-def truncate(real: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    def ftruncate(fd: int, length: int) -> None:
-        faults = current()
-        if faults.strike(faults.truncate_errors):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        real(fd, length)
-
-    return ftruncate
+def ftruncate(real: Callable[[int, int], None], fd: int, length: int) -> None:
+    faults = current()
+    if faults.strike(faults.truncate_errors):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    real(fd, length)
 
 
-def start_thread(real: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
-    def start(thread: threading.Thread) -> None:
-        if not current().threads_start:
-            raise RuntimeError("can't start new thread")
-        real(thread)
-
-    return start
+def start_thread(thread: threading.Thread, real: Callable[[threading.Thread], None]) -> None:
+    if not current().threads_start:
+        raise RuntimeError("can't start new thread")
+    real(thread)
 
 
 def shifted_clock() -> datetime:
