@@ -49,15 +49,8 @@ function whenShown(run) {
 }
 
 function sendOnce(run) {
-  const send = once(run);
-  addEventListener("pagehide", send);
-  if (document.readyState === "complete") whenIdle(send);
-  else addEventListener("load", () => whenIdle(send));
-}
-
-function once(run) {
   let done = false;
-  return () => {
+  const send = () => {
     if (done) return;
     done = true;
     try {
@@ -66,6 +59,9 @@ function once(run) {
       // An app must not fail because its telemetry does.
     }
   };
+  addEventListener("pagehide", send);
+  if (document.readyState === "complete") whenIdle(send);
+  else addEventListener("load", () => whenIdle(send));
 }
 
 function whenIdle(run) {

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import subprocess
 import threading
 from base64 import b64decode
 from collections.abc import Callable, Iterator
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from server import CORE, PATIENCE_SECONDS, ROOT, program, wait_until
+from server import CORE, PATIENCE_SECONDS, wait_until
 from web import Site
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage
+    from playwright.sync_api import Browser, ConsoleMessage, Page
 
 pytestmark = pytest.mark.slow
 
@@ -41,10 +40,10 @@ PAGE = """<!doctype html>
 
 
 class App:
-    """An app that calls sendTelemetry twice, in a tab of its own, and what the tab does."""
+    """What an app that calls sendTelemetry twice does in its tab."""
 
-    def __init__(self, context: "BrowserContext", url: str, until: Any = "load") -> None:
-        self.page = context.new_page()
+    def __init__(self, page: "Page") -> None:
+        self.page = page
         self.requests: list[str] = []
         self.ended: list[str] = []
         self.logged: list[ConsoleMessage] = []
@@ -54,7 +53,6 @@ class App:
         self.page.on("requestfailed", lambda request: self.ended.append(request.url))
         self.page.on("console", lambda message: self.logged.append(message))
         self.page.on("pageerror", lambda error: self.thrown.append(error))
-        self.page.goto(url, wait_until=until)
 
     def call(self, **options: Any) -> None:
         """Call sendTelemetry once more, and let the page do what follows."""
@@ -63,11 +61,11 @@ class App:
         self.wait_until_idle()
 
     def wait_until_idle(self) -> None:
-        """Wait until all idle callbacks have run."""
+        """Wait until all idle callbacks have run.  This reads the browser's messages, too."""
         self.page.evaluate("new Promise(done => (window.requestIdleCallback ?? setTimeout)(done))")
 
     def have_ended(self, urls: set[str]) -> bool:
-        self.wait_until_idle()  # reads the browser's messages, too
+        self.wait_until_idle()
         return urls <= set(self.ended)
 
     def errors(self) -> list[str]:
@@ -94,26 +92,20 @@ def features(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def open_app(browser: "Browser", site: Site) -> Iterator[OpenApp]:
     """Open an app that sends to this port, in a browser without cookies."""
-    contexts: list[BrowserContext] = []
+    pages: list[Page] = []
 
-    def build(
-        port: int,
-        script: str = "",
-        host: str = "admin.localhost",
-        until: Any = "load",
-        **options: Any,
-    ) -> App:
-        page = PAGE.replace(
-            "OPTIONS", json.dumps({"url": telemetry(port), "payload": PAYLOAD} | options)
-        )
-        site.files["/app"] = page.encode()
-        contexts.append(browser.new_context())
-        contexts[-1].add_init_script(script)
-        return App(contexts[-1], f"http://{host}:{site.port}/app", until)
+    def build(port: int, script: str = "", until: Any = "load", **options: Any) -> App:
+        options = {"url": telemetry(port), "payload": PAYLOAD} | options
+        site.files["/app"] = PAGE.replace("OPTIONS", json.dumps(options)).encode()
+        pages.append(browser.new_page())
+        app = App(pages[-1])
+        app.page.add_init_script(script)
+        app.page.goto(f"http://127.0.0.1:{site.port}/app", wait_until=until)
+        return app
 
     yield build
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
 
 
 def telemetry(port: int) -> str:
@@ -128,7 +120,7 @@ def test_each_page_load_is_one_post_without_a_cookie(
     open_app: OpenApp, site: Site, collector: Site, features: str
 ) -> None:
     # One host, two ports: two origins, but cookies know no ports.
-    app = open_app(collector.port, features + "document.cookie = 'who=me';", host="127.0.0.1")
+    app = open_app(collector.port, features + "document.cookie = 'who=me';")
     wait_until(lambda: collector.asked)
     app.page.evaluate("dispatchEvent(new Event('pagehide'))")
     app.page.reload()
@@ -197,13 +189,13 @@ def test_each_url_gets_one_event_of_a_page_load_also_after_later_consent(
 
 
 def test_nothing_is_sent_before_the_load_event(
-    open_app: OpenApp, site: Site, collector: Site, features: str
+    open_app: OpenApp, site: Site, collector: Site
 ) -> None:
     site.held["/slow.png"] = threading.Event()
     slow_image = "addEventListener('DOMContentLoaded', () => new Image().src = '/slow.png');"
 
-    app = open_app(collector.port, features + slow_image, until="domcontentloaded")
-    wait_until(lambda: "/slow.png" in site.paths())
+    app = open_app(collector.port, slow_image, until="domcontentloaded")
+    wait_until(lambda: site.asked[-1].path == "/slow.png")
     app.wait_until_idle()
 
     assert app.page.evaluate("document.readyState") == "interactive"
@@ -212,32 +204,18 @@ def test_nothing_is_sent_before_the_load_event(
     wait_until(lambda: collector.asked)
 
 
-def test_nothing_is_sent_while_the_browser_is_busy(open_app: OpenApp, collector: Site) -> None:
-    app = open_app(collector.port, NEVER_IDLE)
-    app.page.evaluate("new Promise(done => setTimeout(done))")
-
-    assert telemetry(collector.port) not in app.requests
-
-
-LASTED = "url => performance.getEntriesByName(url).map(request => request.duration / 1000)"
-
-
 def test_a_failing_server_leaves_no_trace_in_the_app(
     open_app: OpenApp, mute: socket.socket, features: str
 ) -> None:
-    given_up = telemetry(mute.getsockname()[1])
     with Site(status=503) as failing, socket.socket() as down:
         down.bind(("127.0.0.1", 0))  # and never listens
         urls = {telemetry(port) for port in (failing.port, down.getsockname()[1])}
         app = open_app(mute.getsockname()[1], features)
         for url in urls:
             app.call(url=url, payload=PAYLOAD)
-        if features:
-            urls.add(given_up)
+        if features:  # fetch gives up after three seconds
+            urls.add(telemetry(mute.getsockname()[1]))
         wait_until(lambda: app.have_ended(urls))
-    if features:
-        (seconds,) = app.page.evaluate(LASTED, given_up)
-        assert 2.9 < seconds < 10
     app.wait_until_idle()
 
     # Of what fetch sends, Chromium itself logs the failure; no script can prevent that.
@@ -245,10 +223,13 @@ def test_a_failing_server_leaves_no_trace_in_the_app(
     assert [error for error in app.errors() if not error.startswith(unavoidable)] == []
 
 
-def test_a_tab_that_is_closed_before_the_browser_is_idle_is_counted_once(
+def test_nothing_is_sent_while_the_browser_is_busy_unless_the_tab_is_closed(
     open_app: OpenApp, collector: Site, features: str
 ) -> None:
-    open_app(collector.port, features + NEVER_IDLE).page.close()
+    app = open_app(collector.port, features + NEVER_IDLE)
+    app.page.evaluate("new Promise(done => setTimeout(done))")
+    assert telemetry(collector.port) not in app.requests
+    app.page.close()
     wait_until(lambda: collector.asked)
     open_app(collector.port, payload=NEXT)
     wait_until(lambda: payloads(collector)[-1] == NEXT)
@@ -285,25 +266,3 @@ def test_an_error_in_the_client_stays_there(open_app: OpenApp, collector: Site) 
 
     assert telemetry(collector.port) not in app.requests
     assert app.errors() == []
-
-
-def test_a_user_agent_that_is_no_browser_is_no_error() -> None:
-    """As in server-side rendering, with only some of a browser's names defined."""
-    client = (ROOT / "clients/browser.js").as_uri()
-    script = f"""
-        const {{ sendTelemetry }} = await import({json.dumps(client)});
-        for (const shim of [undefined, {{}}]) {{
-          globalThis.document = shim;
-          sendTelemetry({{ url: "http://127.0.0.1:1/" }});
-          sendTelemetry();
-        }}
-    """
-    ran = subprocess.run(
-        [program("node"), "--input-type=module", "--eval", script],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-    )
-
-    assert (ran.returncode, ran.stdout) == (0, "")
-    assert "Error" not in ran.stderr
