@@ -83,6 +83,7 @@ class Machine(Server):
     def __init__(self, root: Path) -> None:
         if os.geteuid() != 0:
             give_up("only root can boot a machine")
+        self.nspawn = program("systemd-nspawn")
         self.root = root
         self.data_dir = root / "var/lib/telemetry"
         self.console = root.with_name("console")
@@ -90,21 +91,18 @@ class Machine(Server):
         left_out = shutil.ignore_patterns(".*", "__pycache__", "bench", "node_modules", "tests")
         shutil.copytree(ROOT, root / "opt/telemetry", ignore=left_out)
         install_requirements(root / "opt/telemetry", "/opt/telemetry")
-        self.cgroup = Cgroup()
-        try:
-            self.boot()
-        except BaseException:
-            self.kill()
-            raise
+        self.name = f"telemetry-test-{uuid.uuid4().hex[:8]}"
+        self.cgroups = make_cgroups(self.name)
 
     def boot(self) -> None:
-        nspawn = [program("systemd-nspawn"), f"--directory={self.root}", "--bind-ro=/usr", "--boot"]
-        nspawn += [f"--machine={self.cgroup.name}", "--private-network", "--console=read-only"]
+        nspawn = [self.nspawn, f"--directory={self.root}", "--bind-ro=/usr", "--boot"]
+        nspawn += [f"--machine={self.name}", "--private-network", "--console=read-only"]
         nspawn += ["--register=no", "--keep-unit", "--capability=all", "--system-call-filter=bpf"]
+        join = f'echo $$ >{self.cgroups[0]}/cgroup.procs && exec "$@"'
         with self.console.open("wb") as console:
             self.process: subprocess.Popen[Any] = subprocess.Popen(
                 # It powers off when this process ends, also by a signal.
-                [*self.cgroup.join, program("setpriv"), "--pdeathsig=TERM", *nspawn],
+                ["bash", "-c", join, "bash", program("setpriv"), "--pdeathsig=TERM", *nspawn],
                 env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=console,
@@ -158,28 +156,21 @@ class Machine(Server):
         finally:
             self.process.kill()
             self.process.wait(PATIENCE_SECONDS)
-            self.cgroup.remove()
+            for cgroup in self.cgroups:
+                for directory, _, _ in os.walk(cgroup, topdown=False):
+                    Path(directory).rmdir()
 
 
-class Cgroup:
-    """A control group for systemd-nspawn, which creates others in it under fixed names."""
+def make_cgroups(name: str) -> list[Path]:
+    """Make a control group for systemd-nspawn, which creates others in it under fixed names.
 
-    def __init__(self) -> None:
-        self.name = f"telemetry-test-{uuid.uuid4().hex[:8]}"
-        find = [program("findmnt"), "--noheadings", "--first-only", "--types=cgroup2"]
-        found = subprocess.run([*find, "--output=TARGET"], capture_output=True, text=True)
-        if found.returncode != 0:
-            give_up("no cgroup2 file system is mounted")
-        mounted = Path(found.stdout.strip())
-        self.hierarchies = [mounted, mounted.with_name("systemd")]  # the second is of version 1
-        own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
-        self.path = Path(own) / self.name
-        (mounted / self.path).mkdir()
-        enter = f'echo $$ >{mounted / self.path}/cgroup.procs && exec "$@"'
-        self.join = ["bash", "-c", enter, "bash"]
-
-    def remove(self) -> None:
-        """Remove it and those below it; no process is left in them."""
-        for hierarchy in self.hierarchies:
-            for directory, _, _ in os.walk(hierarchy / self.path, topdown=False):
-                Path(directory).rmdir()
+    The second path is where it has those of version 1.
+    """
+    mounted = Path("/sys/fs/cgroup")
+    if (mounted / "unified").is_dir():  # beside version 1
+        mounted /= "unified"
+    if not (mounted / "cgroup.procs").exists():
+        give_up("no cgroup2 file system is mounted")
+    own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
+    (mounted / own / name).mkdir()
+    return [mounted / own / name, mounted.with_name("systemd") / own / name]
