@@ -3,7 +3,6 @@
 
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
 import { release } from "node:os";
 import { basename, dirname, join } from "node:path";
 
@@ -133,7 +132,7 @@ function clean(_, value) {
 
 /** Name and version of the packages with this prefix in the nearest package.json. */
 function findPackages(prefix) {
-  const project = workingDirectories().find((directory) => isProject(readPackage(directory)));
+  const project = workingDirectories().find(readPackage);
   if (!project) return [];
   const { dependencies, devDependencies } = readPackage(project);
   return Object.keys({ ...dependencies, ...devDependencies })
@@ -142,28 +141,12 @@ function findPackages(prefix) {
     .map((name) => ({ name, version: installedVersion(name, project) }));
 }
 
-/** A package.json with only a "type", as bundlers write it, belongs to no project. */
-function isProject(found) {
-  return Boolean(found?.name || found?.dependencies || found?.devDependencies);
-}
-
 /** The version of the package that Node would load in the project, or null. */
 function installedVersion(name, project) {
   if (!PACKAGE_NAME.test(name)) return null;
   const directories = upwards(project).map((directory) => join(directory, "node_modules", name));
-  const found = [...directories, plugAndPlayDirectory(name, project)].map(readPackage).find(Boolean);
+  const found = directories.map(readPackage).find(Boolean);
   return typeof found?.version === "string" ? found.version : null;
-}
-
-/** The directory of the package with Yarn's Plug'n'Play, which has no node_modules. */
-function plugAndPlayDirectory(name, project) {
-  if (!process.versions.pnp) return undefined;
-  try {
-    const { resolveToUnqualified } = createRequire(join(project, "package.json"))("pnpapi");
-    return resolveToUnqualified(name, join(project, "package.json"));
-  } catch {
-    return undefined;
-  }
 }
 
 /** The directory's package.json, or undefined if it cannot be read. */

@@ -144,10 +144,10 @@ def substitute(text: str, changes: dict[str, str]) -> str:
     return text
 
 
-def make_certificate(directory: Path) -> tuple[Path, Path]:
+def make_certificate(directory: Path, name: str = NAME) -> tuple[Path, Path]:
     certificate, key = directory / "certificate.pem", directory / "key.pem"
     arguments = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-    arguments += f" -subj /CN={NAME} -addext subjectAltName=DNS:{NAME} -keyout {key}"
+    arguments += f" -subj /CN={name} -addext subjectAltName=DNS:{name} -keyout {key}"
     subprocess.run(
         [program("openssl"), *arguments.split(), "-out", certificate],
         check=True,
