@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_readme import examples, run_here
+from test_readme import examples, run_here, without_what_varies
 
 from npm import APPS
 from server import ROOT, Server, program, wait_until
@@ -20,10 +20,6 @@ PACKAGE = {
     *("browser.js", "browser.d.ts", "cli.mjs", "cli.d.mts"),
     *("package.json", "README.md", "LICENSE"),
 }
-VARIES = [
-    (r'"nodeVersion":"v[\d.]+"', '"nodeVersion":"…"'),
-    (r'"osVersion":"[^"]+"', '"osVersion":"…"'),
-]
 
 
 def block(language: str) -> str:
@@ -33,35 +29,18 @@ def block(language: str) -> str:
     return code
 
 
-@pytest.fixture
-def server(serve: Callable[..., Server]) -> Server:
-    """The server as the page configures it."""
+def test_every_command_of_the_page_prints_what_is_shown(
+    serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = dict(re.findall(r"TELEMETRY_(\w+)=('[^']+'|\S+)", PAGE))
     assert settings.keys() == {"FRAMEWORK", "CONTACT", "OPT_OUT"}
-    return serve(**{name: value.strip("'") for name, value in settings.items()})
-
-
-@pytest.fixture
-def sprout(tmp_path: Path, server: Server) -> Path:
-    """Sprout's directory, beside this repository."""
-    directory = tmp_path / "sprout"
-    directory.mkdir()
-    (directory / "package.json").write_text('{"name": "sprout"}')
-    tool = block("js").replace("localhost:8000", f"localhost:{server.port}")
-    (directory / "sprout.mjs").write_text(tool)
+    server = serve(**{name: value.strip("'") for name, value in settings.items()})
+    sprout = tmp_path / "sprout"
+    sprout.mkdir()
+    (sprout / "package.json").write_text('{"name": "sprout"}')
+    script = block("js").replace("localhost:8000", f"localhost:{server.port}")
+    (sprout / "sprout.mjs").write_text(script)
     (tmp_path / "telemetry").symlink_to(ROOT)
-    return directory
-
-
-def without_what_varies(text: str) -> str:
-    for pattern, replacement in VARIES:
-        text = re.sub(pattern, replacement, text)
-    return text
-
-
-def test_every_command_of_the_page_prints_what_is_shown(
-    sprout: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setenv("TELEMETRY_DATA_DIR", str(server.data_dir))
     monkeypatch.setenv("TELEMETRY_FRAMEWORK", "Sprout")
     for name in ("curl", "node", "npm"):

@@ -19,6 +19,8 @@ VARIES = [
     (r'"received_at":"[^"]+"', '"received_at":"…"'),
     (r'"browser_version":"[^"]+"', '"browser_version":"…"'),  # the reader's curl
     (r'"free_mb":\d+', '"free_mb":…'),
+    (r'"nodeVersion":"v[\d.]+"', '"nodeVersion":"…"'),
+    (r'"osVersion":"[^"]+"', '"osVersion":"…"'),
 ]
 
 

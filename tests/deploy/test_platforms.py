@@ -27,25 +27,19 @@ def test_the_procfile_needs_no_more_than_a_port(data_dir: Path) -> None:
     assert load.projects() <= set(server.projects())
 
 
-AGENTS = (
-    "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
-    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) "
-    "Chrome/131.0.0.0 Safari/537.36",
-    "no such agent",
-)
-
-
 def test_without_the_native_matcher_browsers_are_recognised_all_the_same(
     serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "ua_parser_rs.py").write_text("raise ImportError('no wheel')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     server = serve()
-    for agent in AGENTS:
+    firefox = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
+    agents = (firefox, "no such agent")
+    for agent in agents:
         assert server.send_core(headers=[("User-Agent", agent)]).status == 204
 
     keys = parsing.describe_agent("")
     assert [{key: event[key] for key in keys} for event in server.events()] == [
-        parsing.describe_agent(agent) for agent in AGENTS
+        parsing.describe_agent(agent) for agent in agents
     ]
     assert len([line for line in server.log if "ua-parser-rs cannot be imported" in line]) == 1

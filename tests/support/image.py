@@ -41,10 +41,10 @@ class Image:
         ).stdout
         imported = [program("podman"), *self.storage, "import", "-", FROM]
         subprocess.run(imported, input=archive, capture_output=True, check=True)
-        self.build_log = self.build()
+        self.build()
         self.holder = hold_namespaces()
 
-    def build(self) -> str:
+    def build(self) -> None:
         isolated = ["--isolation=chroot", "--network=host", *OF_USR]
         options = ["--format=docker", "--file=deploy/Dockerfile", "--tag=telemetry"]
         ran = subprocess.run(
@@ -55,7 +55,7 @@ class Image:
             text=True,
         )
         assert ran.returncode == 0, ran.stdout
-        return ran.stdout
+        assert "warning" not in ran.stdout.lower(), ran.stdout
 
     def podman(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.inside(program("podman"), *self.storage, self.networks, *arguments)
@@ -133,23 +133,9 @@ def hold_namespaces() -> subprocess.Popen[str]:
 
 
 class Container(Server):
-    """A running container with the least privileges that it needs."""
+    """A running container."""
 
-    def __init__(
-        self, image: Image, *, volume: str = "", user: str = "10001", **environ: str
-    ) -> None:
-        """Replace the container that runs, with a new volume or one of that name."""
-        image.remove_containers()
-        name = f"telemetry-{uuid.uuid4().hex[:8]}"
-        volume = volume or name
-        locked = ["--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL"]
-        locked += ["--security-opt=no-new-privileges", f"--volume={volume}:/data", f"--user={user}"]
-        variables = (f"--env={name}={value}" for name, value in environ.items())
-        image.run("--detach", f"--name={name}", *locked, *variables, "telemetry")
-        self.attach(image, name, volume, int(environ.get("PORT", "8000")))
-
-    def attach(self, image: Image, name: str, volume: str, port: int) -> None:
-        """Represent the running container of that name."""
+    def __init__(self, image: Image, name: str, volume: str, port: int = 8000) -> None:
         self.image, self.name, self.volume, self.port = image, name, volume, port
         mounted = image.podman("volume", "inspect", volume, "--format={{.Mountpoint}}")
         self.data_dir = Path(mounted.stdout.strip())
@@ -184,16 +170,28 @@ class Container(Server):
         return int(ran.stdout)
 
 
-class Composed(Container):
-    """The container of deploy/compose.yaml, run by podman-compose from the image as it is."""
+def start_container(
+    image: Image, *, volume: str = "", user: str = "10001", **environ: str
+) -> Container:
+    """Replace the container that runs, with the least privileges and a new volume or this one."""
+    image.remove_containers()
+    name = f"telemetry-{uuid.uuid4().hex[:8]}"
+    volume = volume or name
+    locked = ["--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL"]
+    locked += ["--security-opt=no-new-privileges", f"--volume={volume}:/data", f"--user={user}"]
+    variables = (f"--env={name}={value}" for name, value in environ.items())
+    image.run("--detach", f"--name={name}", *locked, *variables, "telemetry")
+    return Container(image, name, volume, int(environ.get("PORT", "8000")))
 
-    def __init__(self, image: Image, **environ: str) -> None:
-        image.remove_containers()
-        image.podman("tag", "telemetry", "deploy_telemetry")
-        compose = [str(Path(sys.executable).with_name("podman-compose"))]
-        compose += [f"--podman-args={option}" for option in (*image.storage, image.networks)]
-        compose += [f"--podman-run-args={option}" for option in RUN_OPTIONS]
-        compose += [f"--file={ROOT}/deploy/compose.yaml", "up", "--detach"]
-        ran = image.inside(*compose, **environ)
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        self.attach(image, "deploy_telemetry_1", "deploy_data", 8000)
+
+def compose(image: Image, **environ: str) -> Container:
+    """Start the container of deploy/compose.yaml, by podman-compose, from the image as it is."""
+    image.remove_containers()
+    image.podman("tag", "telemetry", "deploy_telemetry")
+    command = [str(Path(sys.executable).with_name("podman-compose"))]
+    command += [f"--podman-args={option}" for option in (*image.storage, image.networks)]
+    command += [f"--podman-run-args={option}" for option in RUN_OPTIONS]
+    command += [f"--file={ROOT}/deploy/compose.yaml", "up", "--detach"]
+    ran = image.inside(*command, **environ)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return Container(image, "deploy_telemetry_1", "deploy_data")

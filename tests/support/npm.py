@@ -3,7 +3,6 @@
 import fcntl
 import shutil
 import subprocess
-import time
 
 from server import ROOT, give_up, program
 
@@ -36,14 +35,11 @@ def install_packages() -> None:
 
     No package's own scripts run: what they would download is not pinned.
     """
-    lock, installed, failed = APPS / "package-lock.json", MODULES / ".lock", APPS / ".npm-failed"
-    began = time.time()
+    lock, installed = APPS / "package-lock.json", MODULES / ".lock"
     with (APPS / ".npm-lock").open("w") as only_one:
         fcntl.flock(only_one, fcntl.LOCK_EX)
         if installed.exists() and installed.read_bytes() == lock.read_bytes():
             return
-        if failed.exists() and failed.stat().st_mtime > began:  # while this one waited
-            give_up("npm could not install the packages of tests/apps")
         try:
             subprocess.run(
                 [program("npm"), "ci", *NPM_OPTIONS],
@@ -53,6 +49,5 @@ def install_packages() -> None:
                 timeout=INSTALL_SECONDS,
             )
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            failed.touch()
             give_up(f"npm could not install the packages of tests/apps: {error.stderr!s:.300}")
         shutil.copy(lock, installed)
