@@ -192,19 +192,11 @@ def write_day(path: Path, lines: list[bytes], chance: Random, ours: Habits) -> N
         content += chance.choice([b"{", b"\x00\x00", b'{"source":"core","payload":{}}', b"\xff"])
     if chance.random() < ours.both_forms:
         path.write_bytes(content)
-        archived = chance.choice(
-            [
-                content,
-                content[: chance.randint(0, len(content))],
-                content[: content.find(b"\n") + 1],
-                content + b'{"source":"core","payload":{}}\n',
-                content[1:],
-                b"".join(sorted(content.splitlines(keepends=True))),
-                b"".join(content.splitlines(keepends=True)[::2]) + content[:5],
-                b'{"source":"cli","payload":{}}\n',
-            ]
-        )
-        pack(path, archived, chance)
+        lines = content.splitlines(keepends=True)
+        odd = [b'{"source":"cli","payload":{}}\n']
+        others = [lines[:1], lines + odd, lines[1:], sorted(lines), [*lines[::2], content[:5]], odd]
+        begun = content[: chance.randint(0, len(content))]
+        pack(path, chance.choice([content, begun, *map(b"".join, others)]), chance)
     elif chance.random() < ours.archive:
         pack(path, content, chance)
     else:
@@ -231,10 +223,8 @@ def event(chance: Random, ours: Habits, way: str, day: date) -> bytes:
 def odd_line(chance: Random, ours: Habits, way: str, day: date) -> bytes:
     """Return a line that is not as it should be; some such lines can be read all the same."""
     kind = chance.randrange(5)
-    if kind == 0:
-        return chance.choice(NO_EVENTS)
-    if kind == 1:
-        return chance.choice(ODD_EVENTS)
+    if kind < 2:
+        return chance.choice([NO_EVENTS, ODD_EVENTS][kind])
     record = good_event(chance, ours, way, day)
     if kind == 2:
         line = bytearray(write(record, chance, ours))
