@@ -42,7 +42,7 @@ DAYS = {  # the recipes' last week begins on the second one
     ],
 }
 EVENTS = {
-    day: [encode({"received_at": f"{day}T23:59:59.999Z"} | record) for record in records]
+    day: [encode(record | {"received_at": f"{day}T23:59:59.999Z"}) for record in records]
     for day, records in DAYS.items()
 }
 FOUND_BY_SHELL = {
