@@ -28,7 +28,6 @@ from server import (
     Answer,
     Load,
     Server,
-    children,
     cli_event,
     give_up,
     read_answer,
@@ -187,29 +186,6 @@ def test_kills_of_a_worker_and_of_the_whole_server_lose_nothing(start: Start) ->
 def has_replaced(server: Server, old: set[int]) -> bool:
     new = server.workers()
     return len(new) == 2 and old.isdisjoint(new)
-
-
-def test_a_reload_and_an_upgrade_under_load_lose_no_event_and_hardly_any_request(
-    start: Start,
-) -> None:
-    server = start(workers=2)
-    with Load(server) as load:
-        load.wait_for(204)
-        old = set(server.workers())
-        server.process.send_signal(signal.SIGHUP)
-        wait_until(partial(has_replaced, server, old))
-        load.wait_for(204)
-        server.process.send_signal(signal.SIGUSR2)
-        wait_until(lambda: any(children(child) for child in children(server.process.pid)))
-        load.wait_for(204)
-        server.process.terminate()
-        assert server.process.wait(PATIENCE_SECONDS) == 0
-        load.wait_for(204)
-
-    # A server may close an idle connection just as a request arrives; a few may be lost so.
-    assert set(load.statuses) <= {204, 0}
-    assert load.statuses[0] <= 5
-    assert_each_once(load.projects(), server.projects())
 
 
 # Disks.

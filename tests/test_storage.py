@@ -350,19 +350,6 @@ def test_events_enqueued_before_the_first_wait_share_a_batch(
     assert [name for name, _ in disk.calls].count("write") == 1
 
 
-def test_the_deadline_starts_when_the_first_request_waits(
-    store: Store, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not when the event is enqueued: until then nothing is written."""
-    now = [0.0]
-    monkeypatch.setattr("storage.time.monotonic", lambda: now[0])
-    batch = store.enqueue(EVENT)
-    now[0] = 1000.0
-    store.wait(batch)
-
-    assert (data_dir / NAME).read_bytes().count(b"\n") == 1
-
-
 def test_health_shows_the_last_error_and_recovers_without_an_event(
     disk: FailingOs, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

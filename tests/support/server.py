@@ -22,8 +22,6 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn, Self
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Not `python -m gunicorn`: on USR2 that runs itself again in a way that finds
-# gunicorn's own `http` where Python's is meant.
 GUNICORN = Path(sys.executable).with_name("gunicorn")
 PATIENCE_SECONDS = 60  # a bound on what hangs; nothing is measured against it
 LISTENING = re.compile(r"(?:Listening at:|Serving on|running on) http://[\d.:\[\]]+:(\d+)")
