@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any, cast
 from uuid import uuid4
 from wsgiref.types import StartResponse, WSGIEnvironment
-from wsgiref.util import setup_testing_defaults
 
 from flask import Blueprint, Flask, Request, Response, current_app, render_template, request
 from gunicorn.http.errors import ParseException
@@ -339,11 +338,6 @@ def warm_up(app: Flask) -> None:
     b"{}".decode("utf-8-sig")
     parsing.describe_agent("")
     parsing.parse_hostname("https://\xc3\xa4.example/")
-    for method, path in (("GET", "/"), ("GET", "/no-such-route")):
-        environ: WSGIEnvironment = {
-            "REQUEST_METHOD": method,
-            "PATH_INFO": path,
-            "SERVER_NAME": "localhost",
-        }
-        setup_testing_defaults(environ)
-        list(app(environ, lambda *_: print))
+    client = app.test_client()
+    for path in ("/", "/no-such-route"):
+        client.get(path)

@@ -1,11 +1,13 @@
 """The shipped nginx and Caddy sites, run for real in front of a server, and clients with TLS."""
 
+import contextlib
 import itertools
 import os
 import socket
 import ssl
 import subprocess
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar
 
 from server import PATIENCE_SECONDS, ROOT, Answer, Server, program, read_next, wait_until
@@ -157,7 +159,9 @@ def make_certificate(directory: Path, name: str = NAME) -> tuple[Path, Path]:
 
 
 def free_port() -> int:
-    """Return a port that is free on every interface."""
-    with socket.socket() as sock:
-        sock.bind(("", 0))
-        return int(sock.getsockname()[1])
+    """Return a port that is free on every interface, and that no outgoing connection gets."""
+    for port in Random().sample(range(10_000, 30_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise RuntimeError("no port is free")

@@ -24,7 +24,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 GUNICORN = Path(sys.executable).with_name("gunicorn")
 PATIENCE_SECONDS = 60  # a bound on what hangs; nothing is measured against it
-LISTENING = re.compile(r"(?:Listening at:|Serving on|running on) http://[\d.:\[\]]+:(\d+)")
+LISTENING = re.compile(r"(?:Listening at:|running on) http://[\d.:\[\]]+:(\d+)")
 AT_ONCE_SECONDS = 2  # the contract's limit for others beside slow clients, on a busy machine
 CLOSE = ("Connection", "close")
 CHUNKED = ("Transfer-Encoding", "chunked")

@@ -15,6 +15,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from injected import Faults
+from proxies import free_port
 from server import CLI, GUNICORN, ROOT, Server, core_payload, read_answer, request, run
 
 ADDRESSES = ("203.0.113.7", "198.51.100.99", "2001:db8:1:2::7")
@@ -211,15 +212,6 @@ class World:
     def want(self, what: str, condition: Callable[[], bool]) -> None:
         if not settles(condition):
             self.findings.append(f"afterwards: not so: {what}")
-
-
-def free_port() -> int:
-    """Return a port that no outgoing connection gets, so that a restart finds it free."""
-    for port in Random().sample(range(10_000, 30_000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError("no port is free")
 
 
 def settles(condition: Callable[[], bool]) -> bool:
