@@ -36,6 +36,7 @@ CORE = {"providers": {"auth": True, "data": True}, "version": "5.0.12", "resourc
 COMMON_HEADERS = {
     "cache-control": "no-store",
     "access-control-allow-origin": "*",
+    "access-control-expose-headers": "X-Telemetry-Outcome, Retry-After",
     "cross-origin-resource-policy": "cross-origin",
     "x-content-type-options": "nosniff",
 }
