@@ -7,7 +7,6 @@ release some days after it is out.  Some are used far more than others.
 """
 
 import argparse
-import gzip
 import json
 import random
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ CLI_SHARE = 0.25
 REFUSED_SHARE = 0.005
 LOCAL_SHARE = 0.15  # of an app's events: people who develop it
 GROWTH_A_DAY = 1.1 ** (1 / 30)
-PLAIN_DAYS = 8  # of the newest ones, where the others are compressed
 
 PROVIDERS = ("auth", "data", "router", "live", "notification", "auditLog", "i18n", "accessControl")
 AGENT_KEYS = ("browser", "browser_version", "os", "os_version")
@@ -167,10 +165,8 @@ class World:
             yield compact({"received_at": f"{self.date_of(day)}T12:00:00.000Z"} | refusal) + "\n"
 
 
-def make_files(
-    directory: Path, world: World, events: int, packed: bool = False, skipped: date | None = None
-) -> int:
-    """Write the files of the world's days, and return their size in bytes."""
+def make_files(directory: Path, world: World, events: int, skipped: date | None = None) -> None:
+    """Write the files of the world's days."""
     growth = [GROWTH_A_DAY**day for day in range(world.days)]
     for day in range(world.days):
         date_of = world.date_of(day)
@@ -180,14 +176,8 @@ def make_files(
             "refused": world.refusals(day, int(count * REFUSED_SHARE)),
         }
         for kind in lines if date_of != skipped else ():
-            path = directory / f"{kind}-{date_of}.jsonl"
-            if packed and day < world.days - PLAIN_DAYS:
-                with gzip.open(f"{path}.gz", "wt", compresslevel=6, encoding="ascii") as file:
-                    file.writelines(lines[kind])
-            else:
-                with path.open("w", encoding="ascii") as file:
-                    file.writelines(lines[kind])
-    return sum(path.stat().st_size for path in directory.iterdir())
+            with (directory / f"{kind}-{date_of}.jsonl").open("w", encoding="ascii") as file:
+                file.writelines(lines[kind])
 
 
 def main() -> None:
@@ -199,11 +189,10 @@ def main() -> None:
     parser.add_argument("--skip-day", type=date.fromisoformat, help="a day without a file")
     parser.add_argument("--apps", type=int, default=600)
     parser.add_argument("--addresses", type=int, default=2_500)
-    parser.add_argument("--gzip", action="store_true", help="all files but the newest")
     options = parser.parse_args()
     options.directory.mkdir(parents=True, exist_ok=True)
     world = World(options.days, options.until, options.apps, options.addresses)
-    make_files(options.directory, world, options.events, options.gzip, options.skip_day)
+    make_files(options.directory, world, options.events, options.skip_day)
 
 
 if __name__ == "__main__":

@@ -6,25 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from parsing import Proxies
 from server import run
 from settings import NAMES, ConfigError, bind_addresses, read_settings, worker_count
-
-
-def test_the_default_settings_are_those_of_the_contract() -> None:
-    assert vars(read_settings({"PATH": "/bin", "PORT": "80"})) == {
-        "data_dir": Path("data"),
-        "framework": "Refine",
-        "opt_out": "",
-        "contact": "",
-        "trusted_proxies": Proxies(),
-        "ip": "full",
-        "honor_opt_out": True,
-        "compress_after_days": 7,
-        "retention_days": 0,
-        "min_free_mb": 64,
-    }
-
 
 PATH = "a directory, without quotes, ~, $ or white space"
 NUMBER = "a whole number from 0 to 999999999"
