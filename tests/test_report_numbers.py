@@ -12,7 +12,14 @@ from flask import Flask
 from jsonschema import Draft202012Validator
 
 from naive_report import naive_report
-from random_folders import EXCLUSIONS, NO_EVENTS, ODD_EVENTS, write_folders
+from random_folders import (
+    DEPLOYED,
+    EXCLUSIONS,
+    IN_DEVELOPMENT,
+    NO_EVENTS,
+    ODD_EVENTS,
+    write_folders,
+)
 from records import HASH, SINCE, TODAY, UNTIL, Days, cli, core, packages, write_days, write_lines
 from server import ROOT
 
@@ -40,22 +47,6 @@ def rows(unit: str, *values: tuple[Any, ...], name: str = "value") -> list[dict[
     names = (name, unit, "events", "versions")
     return [dict(zip(names, value, strict=False)) for value in values]
 
-
-IN_DEVELOPMENT = [
-    *("localhost", "intranet", "app.localhost", "nas.local", "a.test", "b.example", "c.invalid"),
-    *("d.internal", "e.home.arpa", "f.lan", "g.corp", "10.0.0.1.nip.io", "10-0-0-1.sslip.io"),
-    *("127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.1.1", "::1", "fd00::1", "fe80::1"),
-    *("x1-3000.csb.app", "a.github.dev", "a--3000.webcontainer.io", "1.a.cloudworkstations.dev"),
-    *("a.ngrok-free.app", "a.trycloudflare.com", "a-3000.euw.devtunnels.ms"),
-    *("deploy-preview-7--a.netlify.app", "a--main-x1.web.app", "a-git-main-b.vercel.app"),
-    *("1a2b.a.pages.dev", "a-pr-12.onrender.com"),
-]
-DEPLOYED = [
-    *("a.com", "test.com", "local.com", "example.com", "mylocalhost.com", "8.8.8.8", "xtest.de"),
-    *("2606:4700:4700::1111", "home.arpa", "a.locals", "a.b.example.org", "csb.app", "1.2.3.256"),
-    *("a.netlify.app", "a-b.web.app", "a-git-b.vercel.app", "git-main-b.vercel.app"),
-    *("a.pages.dev", "1.2.a.pages.dev", "a-pr-x.onrender.com", "pr-12.onrender.com"),
-]
 
 FILES: Days = {days_ago: [] for days_ago in range(56)}  # of both windows, all without an event
 

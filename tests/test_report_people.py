@@ -19,7 +19,7 @@ from app import create_app
 from npm import MODULES, install_packages
 from random_folders import write_folders
 from records import HASH, TODAY, UNTIL, Days, Record, cli, core, packages, write_days
-from report.lists import LISTS, List
+from report.lists import LISTS, UNITS, List
 from report.people import Made, draw_page, draw_text, words
 from report.people.versions import Audience
 from settings import read_settings
@@ -282,7 +282,6 @@ READ_STRIPS = """Object.fromEntries([...document.querySelectorAll(".bars")].map(
   strip.getAttribute("aria-label").split(":")[0],
   [...strip.children].map(bar => [bar.className, bar.style.height, bar.title])]))"""
 NAMES = {"core": "Apps", "cli": "Command line"}
-TITLES = {"hosts": "deployed hosts", "development_addresses": "in development"}
 
 
 def sources(report: Report) -> list[str]:
@@ -290,7 +289,7 @@ def sources(report: Report) -> list[str]:
 
 
 def title_of(report: Report, unit: str) -> str:
-    return "networks" if report["masked"] and unit == "addresses" else TITLES.get(unit, unit)
+    return "networks" if report["masked"] and unit == "addresses" else UNITS["core"][unit]
 
 
 def number(cell: str) -> int | None:
@@ -300,7 +299,7 @@ def number(cell: str) -> int | None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*CASES, HUGE])
-def test_every_number_and_every_bar_of_the_page_is_that_of_the_json(
+def test_each_unit_list_and_bar_of_the_page_has_the_numbers_of_the_json(
     show: Callable[[str], "Page"], report_of: Callable[[str], Report], name: str
 ) -> None:
     report, tab = report_of(name), show(name)

@@ -18,14 +18,23 @@ from records import cli, core
 
 LAST_DAY = date(2026, 11, 24)  # two days after the `until` that tests use
 HASH = hashlib.sha256(b"a hash that comes on several days").hexdigest()
-HOSTNAMES = [
-    *("a.com", "b.com", "c.example.org", "d.com", "8.8.8.8", "2606:4700:4700::1111"),
-    *("localhost", "dev", "a.localhost", "nas.local", "b.test", "127.0.0.1", "10.0.0.7", "::1"),
-    *("x.home.arpa", "test.com", 'b.com","payload":{', "hostname"),
-    *("deploy-preview-1--a.netlify.app", "a.netlify.app", "a-git-main-b.vercel.app"),
-    *("a-git-b.vercel.app", "1a2b.a.pages.dev", "a.pages.dev", "a-pr-12.onrender.com"),
-    *("a-pr-x.onrender.com", "x1.csb.app", "a.ngrok-free.app", "b.lan", "10.0.0.1.nip.io"),
+IN_DEVELOPMENT = [
+    *("localhost", "intranet", "app.localhost", "nas.local", "a.test", "b.example", "c.invalid"),
+    *("d.internal", "e.home.arpa", "f.lan", "g.corp", "10.0.0.1.nip.io", "10-0-0-1.sslip.io"),
+    *("127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.1.1", "::1", "fd00::1", "fe80::1"),
+    *("x1-3000.csb.app", "a.github.dev", "a--3000.webcontainer.io", "1.a.cloudworkstations.dev"),
+    *("a.ngrok-free.app", "a.trycloudflare.com", "a-3000.euw.devtunnels.ms"),
+    *("deploy-preview-7--a.netlify.app", "a--main-x1.web.app", "a-git-main-b.vercel.app"),
+    *("1a2b.a.pages.dev", "a-pr-12.onrender.com"),
 ]
+DEPLOYED = [
+    *("a.com", "test.com", "local.com", "example.com", "mylocalhost.com", "8.8.8.8", "xtest.de"),
+    *("2606:4700:4700::1111", "home.arpa", "a.locals", "a.b.example.org", "csb.app", "1.2.3.256"),
+    *("a.netlify.app", "a-b.web.app", "a-git-b.vercel.app", "git-main-b.vercel.app"),
+    *("a.pages.dev", "1.2.a.pages.dev", "a-pr-x.onrender.com", "pr-12.onrender.com"),
+]
+FEW_HOSTNAMES = ["a.com", "localhost", "b.com", "c.example.org"]
+HOSTNAMES = [*FEW_HOSTNAMES, *IN_DEVELOPMENT, *DEPLOYED, 'b.com","payload":{', "hostname"]
 # What may be given as --exclude-host, in one run of the report.
 EXCLUSIONS: list[list[str]] = [
     *([], [], ["a.com"], ["*.Example.org", "B.*"], ["?.com"], ["[!a]*"], ["*"]),
@@ -258,7 +267,7 @@ def good_event(chance: Random, ours: Habits, way: str, day: date) -> dict[str, A
         "received_at": f"{day}T04:05:06.123Z",
     }
     if chance.random() < 0.6:
-        hostnames = HOSTNAMES if ours.few > 2 else ["a.com", "localhost", "b.com"]
+        hostnames = HOSTNAMES if ours.few > 4 else FEW_HOSTNAMES
         on = chance.choice([(), (), ("auth",), ("auth", "i18n"), PROVIDERS])
         return core(
             None if chance.random() < ours.missing else chance.choice(hostnames),
