@@ -84,7 +84,7 @@ def app(n: int, week: int) -> Record:
         "localhost" if n % 9 == 5 else f"{n}.secret.com",
         f"10.0.{n % 250}.{1 + n // 250}",
         projectId=f"project-{n % 150}" if n % 50 else None,
-        version=versions[n] if n < len(versions) else f"4.{50 + n % 8}.0",
+        version=versions[n] if n < len(versions) else f"4.{50 + max(n % 16 - 8, 0)}.0",
         browser=browsers[n % 5] if n != 7 else "secret-2",
         browser_version=f"{140 + n % 3}.0" if n != 10 else "secret-3",
         os=os,
@@ -123,7 +123,7 @@ def gaps() -> Days:
 
 def commands() -> Days:
     """Commands alone, of networks instead of addresses, and without projects, in 30 days."""
-    names = ["dev"] * 150 + ["build"] * 40 + ["secret"]
+    names = ["dev"] * 150 + ["build"] * 37 + ["lint"] * 3 + ["secret"]
     events = [cli(None, f"10.{n % 90}.7.0", command=name) for n, name in enumerate(names)]
     return {n: events if n % 3 else events[:90] for n in range(30)}
 
@@ -208,7 +208,8 @@ def lines_of(report: Report, width: int = 80) -> list[str]:
 
 
 def words_of(page: str) -> list[str]:
-    """Return the words of each line of a page, without the table of days."""
+    """Return the words of each line of a page, and its odd bars, without the table of days."""
+    page = re.sub('<i class="(part|zero|missing|unknown)"', r" [\1] <i", page)
     without_days = re.sub('(?s)<details class="day-figures">.*?</details>', "", page)
     without_tags = re.sub("<[^>]+>", " ", without_days.partition("<main>")[2])
     lines = [" ".join(line.split()) for line in html.unescape(without_tags).split("\n")]
