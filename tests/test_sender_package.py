@@ -72,19 +72,15 @@ def test_types_are_strict(project: Path, module: str, resolution: str) -> None:
     assert run_module("typescript/bin/tsc", *options, "types.mts", cwd=project) == ""
 
 
-@pytest.mark.parametrize(
-    ("name", "builder", "built"),
-    [("vite", "vite/bin/vite.js", "dist"), ("next", "next/dist/bin/next", "out")],
-)
+# What builds an app, and the directory it writes.
+BUILDERS = {"vite": ("vite/bin/vite.js", "dist"), "next": ("next/dist/bin/next", "out")}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
 def test_a_page_load_of_a_built_app_is_one_event(
-    project: Path,
-    browser: "Browser",
-    site: Site,
-    shared_server: Server,
-    name: str,
-    builder: str,
-    built: str,
+    project: Path, browser: "Browser", site: Site, shared_server: Server, name: str
 ) -> None:
+    builder, built = BUILDERS[name]
     app = project / name
     shutil.copytree(APPS / name, app)
     url = f"http://127.0.0.1:{shared_server.port}"

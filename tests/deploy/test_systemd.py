@@ -52,18 +52,17 @@ def no_start_counts(machine: Machine) -> None:
 @contextlib.contextmanager
 def configured(machine: Machine, files: dict[str, str]) -> Iterator[None]:
     """Have these lines in files of the machine, and the server running with them."""
-    paths = [machine.path(name) for name in files]
     restart = "systemctl daemon-reload; systemctl stop telemetry.socket telemetry"
     restart += "; systemctl start telemetry"
-    for path, text in zip(paths, files.values(), strict=True):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
+    for name, text in files.items():
+        machine.path(name).parent.mkdir(exist_ok=True)
+        machine.path(name).write_text(text)
     try:
         machine.run(restart)
         yield
     finally:
-        for path in paths:
-            path.unlink()
+        for name in files:
+            machine.path(name).unlink()
         machine.run(restart)
 
 
