@@ -257,6 +257,11 @@ def test_a_failed_sync_is_undone_but_no_line_of_others_is_ever_cut(
             True,
             id="moves the directory",
         ),
+        pytest.param(
+            lambda path: (path.parent.rename(path.parent.with_name("old")), path.parent.mkdir()),
+            True,
+            id="replaces the directory",
+        ),
     ],
 )
 def test_whatever_an_admin_does_at_any_call_the_next_line_goes_to_the_days_name(
