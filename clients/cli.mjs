@@ -3,11 +3,13 @@
 
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import { release } from "node:os";
 import { basename, dirname, join } from "node:path";
 
 const MAX_TEXT_CHARS = 256; // the server rejects more, of characters and of packages
 const MAX_PACKAGES = 256;
+const MAX_EVENT_BYTES = 30_000; // an environment variable of Windows holds 32,767 characters
 const OPT_OUTS = ["REFINE_NO_TELEMETRY", "DO_NOT_TRACK"];
 const BUILD_MACHINES = [
   "CI", "CONTINUOUS_INTEGRATION", "BUILD_ID", "BUILD_NUMBER", "APPVEYOR", "BITBUCKET_BUILD_NUMBER",
@@ -41,8 +43,8 @@ const SENDER = `
  */
 export function sendTelemetry(options) {
   try {
-    if (isSet("DEBUG_TELEMETRY")) console.error(describe(options));
-    else if (telemetryStatus(options).enabled) send(options.url, describe(options));
+    if (isSet("DEBUG_TELEMETRY")) console.error(encode(describe(options)));
+    else if (telemetryStatus(options).enabled) send(options.url, encode(describe(options)));
   } catch {
     // A command must not fail because its telemetry does.
   }
@@ -79,9 +81,8 @@ function runtime() {
   return /^(node|bun|deno)/.exec(basename(process.execPath))?.[0];
 }
 
-/** The event as JSON. */
 function describe({ command, packages, projectFramework, projectId }) {
-  const event = {
+  return {
     nodeEnv: process.env.NODE_ENV || "development",
     nodeVersion: process.version,
     os: OS_NAMES[process.platform] ?? process.platform,
@@ -91,7 +92,6 @@ function describe({ command, packages, projectFramework, projectId }) {
     projectFramework: projectFramework || "unknown",
     projectId,
   };
-  return JSON.stringify(event, clean);
 }
 
 function send(url, event) {
@@ -124,6 +124,16 @@ function keptNodeOptions() {
   return KEPT_NODE_OPTIONS.filter((option) => given.includes(option)).join(" ");
 }
 
+/** The event as JSON, without the last packages if it would be too long. */
+function encode(event) {
+  const packages = [...event.packages];
+  let text = JSON.stringify(event, clean);
+  while (Buffer.byteLength(text) > MAX_EVENT_BYTES && packages.pop()) {
+    text = JSON.stringify({ ...event, packages }, clean);
+  }
+  return text;
+}
+
 /** Make texts valid for the server. */
 function clean(_, value) {
   if (typeof value !== "string") return value;
@@ -132,7 +142,7 @@ function clean(_, value) {
 
 /** Name and version of the packages with this prefix in the nearest package.json. */
 function findPackages(prefix) {
-  const project = workingDirectories().find(readPackage);
+  const project = workingDirectories().find((directory) => isProject(readPackage(directory)));
   if (!project) return [];
   const { dependencies, devDependencies } = readPackage(project);
   return Object.keys({ ...dependencies, ...devDependencies })
@@ -141,12 +151,28 @@ function findPackages(prefix) {
     .map((name) => ({ name, version: installedVersion(name, project) }));
 }
 
+/** A package.json with only a "type", as bundlers write it, belongs to no project. */
+function isProject(found) {
+  return Boolean(found?.name || found?.dependencies || found?.devDependencies);
+}
+
 /** The version of the package that Node would load in the project, or null. */
 function installedVersion(name, project) {
   if (!PACKAGE_NAME.test(name)) return null;
   const directories = upwards(project).map((directory) => join(directory, "node_modules", name));
-  const found = directories.map(readPackage).find(Boolean);
+  const found = [...directories, plugAndPlayDirectory(name, project)].map(readPackage).find(Boolean);
   return typeof found?.version === "string" ? found.version : null;
+}
+
+/** The directory of the package with Yarn's Plug'n'Play, which has no node_modules. */
+function plugAndPlayDirectory(name, project) {
+  if (!process.versions.pnp) return undefined;
+  try {
+    const { resolveToUnqualified } = createRequire(join(project, "package.json"))("pnpapi");
+    return resolveToUnqualified(name, join(project, "package.json"));
+  } catch {
+    return undefined;
+  }
 }
 
 /** The directory's package.json, or undefined if it cannot be read. */

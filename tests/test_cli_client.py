@@ -177,6 +177,10 @@ UNUSUAL: dict[str, tuple[dict[str, str], dict[str, str | None]]] = {
         {"package.json": "\ufeff" + json.dumps(PACKAGE), CORE: '\ufeff{"version": "5.0.12"}'},
         INSTALLED,
     ),
+    "a nearer package.json that names nothing": (
+        {"src/package.json": '{"type": "module"}'},
+        INSTALLED,
+    ),
     "a name that leads out of node_modules": (
         package_json(OUTSIDE) | {"outside/package.json": '{"version": "secret"}'},
         {OUTSIDE: None},
@@ -203,6 +207,43 @@ def test_an_unusual_project_does_not_lose_the_event(
     for case, (_, expected) in UNUSUAL.items():
         packages = payloads[case]["packages"]
         assert {one["name"]: one["version"] for one in packages} == expected, case
+
+
+def test_packages_that_do_not_fit_are_left_out_of_the_event(
+    start_tool: Tool, shared_server: Server, tmp_path: Path
+) -> None:
+    names = [f"p-{i:03}-{'x' * 240}" for i in range(256)]
+    write(tmp_path / "monorepo/app/package.json", package_json(*names)["package.json"])
+    finish(start_tool(call(shared_server.port, packages="p-")))
+
+    sent = [package["name"] for package in stored(shared_server, 1)["dev"]["packages"]]
+    assert len(sent) > 100
+    assert sent == names[: len(sent)]
+
+
+PLUG_AND_PLAY = """
+const Module = require("node:module");
+const load = Module._load;
+process.versions.pnp = "3";
+Module._load = function (request, ...rest) {
+  if (request !== "pnpapi") return load.call(this, request, ...rest);
+  const { join } = require("node:path");
+  return { resolveToUnqualified: (name, issuer) => join(__dirname, "kept", name) };
+};
+"""
+
+
+def test_under_plug_and_play_versions_are_found_without_node_modules(
+    start_tool: Tool, shared_server: Server, tmp_path: Path
+) -> None:
+    """Yarn's hook, as far as its documentation has it: process.versions.pnp and "pnpapi"."""
+    write(tmp_path / ".pnp.cjs", PLUG_AND_PLAY)
+    write(tmp_path / "kept/@refinedev/devtools/package.json", '{"version": "2.0.1"}')
+    options = ["--require", str(tmp_path / ".pnp.cjs")]
+    finish(start_tool(call(shared_server.port, packages="@refinedev/devtools"), options=options))
+
+    (package,) = stored(shared_server, 1)["dev"]["packages"]
+    assert package == {"name": "@refinedev/devtools", "version": "2.0.1"}
 
 
 OPT_OUTS = ["REFINE_NO_TELEMETRY", "DO_NOT_TRACK", "TOOL_NO_TELEMETRY"]
