@@ -3,6 +3,7 @@
 python serve.py [ARGUMENT…]    with gunicorn's arguments
 """
 
+import logging
 import os
 import sys
 
@@ -17,6 +18,22 @@ except ModuleNotFoundError as exc:
     sys.exit(f"{exc}: want the packages of requirements.txt, and the Python that has them")
 
 
+class ListenErrors(logging.Filter):
+    """Let one line pass of the eleven in which gunicorn says that it cannot listen."""
+
+    is_said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if message.startswith(("Connection in use:", "Invalid address:", "Can't connect to")):
+            return False
+        if not message.startswith("connection to "):
+            return True
+        record.msg, record.args = f"{message}; trying for 5 seconds (PORT sets the port)", ()
+        was_said, self.is_said = self.is_said, True
+        return not was_said
+
+
 def main() -> None:
     settings.read_settings(os.environ)
     settings.bind_addresses(os.environ)
@@ -24,6 +41,7 @@ def main() -> None:
     os.environ["WEB_CONCURRENCY"] = str(settings.worker_count(os.environ))
     from gunicorn.app.wsgiapp import run
 
+    logging.getLogger("gunicorn.error").addFilter(ListenErrors())
     run()
 
 

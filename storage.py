@@ -305,7 +305,7 @@ class Store:
                 pass  # noted in the outage
         outage, free = self.event_outage, 0.0
         with contextlib.suppress(OSError):
-            free = free_bytes(nearest_directory(self.directory))
+            free = free_bytes(existing_base(self.directory))
         return {
             "ok": not outage.is_active and free >= self.min_free_bytes and not self.is_stalled(),
             "free_mb": None if free == math.inf else int(free) // 2**20,
@@ -327,10 +327,14 @@ class Store:
                 self.writer.submit(int).result(MAX_WAIT_SECONDS)
 
 
-def nearest_directory(path: Path) -> Path:
-    """Return the directory, or the nearest one above it that exists."""
-    absolute = path.absolute()
-    return next(path for path in (absolute, *absolute.parents) if path.is_dir())
+def existing_base(directory: Path) -> Path:
+    """Return the directory, or the nearest one above it that exists.  Raises OSError."""
+    for path in (directory.absolute(), *directory.absolute().parents):
+        if path.exists():
+            return path
+        if path.is_symlink():
+            raise FileNotFoundError(errno.ENOENT, "a link to nothing", str(path))
+    raise FileNotFoundError(errno.ENOENT, "no such directory", str(directory))
 
 
 def read_or_make_key(path: Path) -> bytes:
@@ -405,13 +409,13 @@ class Appender:
     def rehearse(self, name: str) -> None:
         """Meet what an event would meet, but store nothing.  Raises OSError."""
         has_file, size = os.path.lexists(self.directory / name), 0
-        if os.path.lexists(self.directory):
+        if self.directory.is_dir():
             with locked(self.directory) as directory:
                 size = self.open(name) if has_file else 0
             if has_file:
                 os.fsync(self.fd)
             self.sync_names(directory)
-        base = nearest_directory(self.directory)
+        base = existing_base(self.directory)
         require_room(base, self.min_free_bytes)
         write_unnamed(base, size, needs_inode=not has_file)
 

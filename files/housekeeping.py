@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from files.days import DRAFT_NAME, KEY_NAME, compressed_path, day_files
@@ -41,7 +41,7 @@ class Housekeeping:
     closing: threading.Event = field(default_factory=threading.Event)
     has_run: bool = False
     is_disk_full: bool = False  # at the last run
-    logged: set[tuple[date, str]] = field(default_factory=set)  # days and subjects of errors
+    logged: set[tuple[date, str]] = field(default_factory=set)  # days, and names with an error
 
     def start(self) -> None:
         """Run now and each new day, in a thread."""
@@ -98,10 +98,13 @@ class Housekeeping:
             for file in files
             if self.retention_days and (today - file.day).days >= self.retention_days
         ]
-        if any(file.day < since for file in expired):
-            problem = f"nothing from before {since} is deleted: there is no file of the "
-            problem += f"{MAX_GAP_DAYS} days before it, so the clock may be wrong"
-            self.log_once(today, "clock", problem)
+        if any(file.day < since for file in expired) and is_first_today(self.directory, today):
+            log.error(
+                "nothing from before %s is deleted: there is no file of the %d days before it, "
+                "so the clock may be wrong",
+                since,
+                MAX_GAP_DAYS,
+            )
         return [file.path for file in expired if file.day >= since]
 
     def delete(self, path: Path) -> None:
@@ -138,14 +141,10 @@ class Housekeeping:
             is_full = isinstance(exc, OSError) and exc.errno in FULL
             self.is_disk_full |= is_full
             until = f"for {RETRY_SECONDS // 60} minutes" if is_full else "until tomorrow"
-            self.log_once(today, path.name, f"{path.name}: left as it is {until}: {exc}")
-
-    def log_once(self, today: date, subject: str, error: str) -> None:
-        """Log an error, unless one with the same subject was logged today."""
-        self.logged = {logged for logged in self.logged if logged[0] == today}
-        if (today, subject) not in self.logged:
-            self.logged.add((today, subject))
-            log.error(error)
+            self.logged = {logged for logged in self.logged if logged[0] == today}
+            if (today, path.name) not in self.logged:
+                self.logged.add((today, path.name))
+                log.error("%s: left as it is %s: %s", path.name, until, exc)
 
 
 def flags_for(plain: Path) -> int:
@@ -161,6 +160,16 @@ def first_day_without_gap(days: Iterable[date], today: date) -> date:
             break
         since = day
     return since
+
+
+def is_first_today(directory: Path, today: date) -> bool:
+    """Tell whether no worker has called this today; the claim's modification time shows it."""
+    midnight = datetime(today.year, today.month, today.day, tzinfo=UTC).timestamp()
+    with contextlib.suppress(OSError), claimed(directory) as claim:
+        is_known = os.fstat(claim).st_mtime == midnight
+        os.utime(claim, (midnight, midnight))
+        return not is_known
+    return True  # without a claim: to warn twice is better than never
 
 
 def expired_keys(directory: Path, today: date) -> Iterator[Path]:
