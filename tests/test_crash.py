@@ -195,7 +195,7 @@ def test_events_get_a_503_until_the_disk_takes_them(ext4: Disk, start: Start) ->
     server = start(workers=2, MIN_FREE_MB="0")
     with ext4.read_only():  # which no file must be open for
         assert_not_stored(server.send_cli())
-        assert server.send("GET", "/healthz").status == 503
+        wait_until(lambda: server.send("GET", "/healthz").status == 503)  # of both workers
     with Load(server, clients=4, packages=PACKAGES) as load:
         load.wait_for(204, 10)
         workers = server.workers()
