@@ -316,7 +316,9 @@ def test_a_failure_with_one_file_does_not_affect_the_others(
 # A day that has an archive already.
 
 
-@pytest.mark.parametrize("archived", [gzip.compress(line(99))[:-4], b"no archive"])
+@pytest.mark.parametrize(
+    "archived", [gzip.compress(line(99))[:-4], b"no archive"], ids=["torn", "none"]
+)
 def test_a_damaged_archive_is_left_beside_its_plain_file(
     make_housekeeping: Make, data_dir: Path, caplog: pytest.LogCaptureFixture, archived: bytes
 ) -> None:
