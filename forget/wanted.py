@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from ipaddress import IPv4Address
 
 from click import UsageError
 
@@ -13,6 +14,8 @@ from files.records import read_record
 
 NO_HOST_NAME = re.compile(r"[/?#@]|^[^:]*:[^:]*$")  # a URL, or a host with a port
 BEGINNING = b'{"id":"'  # of each line that the collector writes
+STORED_ADDRESS = re.compile(rb'"ip":"([^"]*)"')
+HASH_DIGITS = 64
 
 
 class Verdict(IntEnum):
@@ -28,6 +31,8 @@ class Wanted:
 
     keys: tuple[str, ...]  # where the value is: the key, after those of the objects around it
     judge_value: Callable[[object], Verdict]
+    hints: tuple[bytes, ...]  # in lower case; each matching value holds one, unless escaped
+    count_unknown: Callable[[bytes], int] = lambda lines: 0
 
     def judge(self, lines: bytes) -> Iterator[tuple[bytes, Counter[Verdict]]]:
         """Yield the lines in pieces, each with its verdicts; a line to erase is one of its own."""
@@ -45,8 +50,6 @@ class Wanted:
     def glance(self, lines: bytes) -> Counter[Verdict] | None:
         """Judge lines without decoding, if all have the collector's form and none can match."""
         count = lines.count(b"\n")
-        key = b'"%b"' % self.keys[-1].encode()
-        values = re.findall(key + rb':(?:null|"([^"]*)")', lines)
         is_usual = (
             lines.isascii()
             and b"\\" not in lines
@@ -54,14 +57,11 @@ class Wanted:
             and lines.endswith(b"}\n")
             and lines.count(b"}\n" + BEGINNING) == count - 1
             and lines.count(BEGINNING) == count
-            and lines.count(key) == len(values)
         )
-        if not is_usual:
+        if not is_usual or any(map(lines.lower().__contains__, self.hints)):
             return None
-        verdicts = Counter({self.judge_value(None): count - len(values)})
-        for value, times in Counter(values).items():
-            verdicts[self.judge_value(value.decode())] += times
-        return None if verdicts[Verdict.ERASE] else verdicts
+        unknown = self.count_unknown(lines)
+        return Counter({Verdict.KEEP: count - unknown, Verdict.UNKNOWN: unknown})
 
     def judge_line(self, line: bytes) -> Verdict:
         value: object = read_record(line)
@@ -103,7 +103,21 @@ def by_address(ip: str) -> Wanted:
             return Verdict.ERASE
         return Verdict.UNKNOWN if found is None or stored == network else Verdict.KEEP
 
-    return Wanted(("ip",), judge)
+    def count_unknown(lines: bytes) -> int:
+        stored = STORED_ADDRESS.findall(lines)
+        whole = sum(len(text) != HASH_DIGITS for text in stored)
+        return lines.count(b"\n") - whole + stored.count(network.encode())
+
+    return Wanted(("ip",), judge, spellings(address), count_unknown)
+
+
+def spellings(address: parsing.Address) -> tuple[bytes, ...]:
+    """Return texts of which each spelling of the address contains at least one."""
+    if isinstance(address, IPv4Address):
+        return str(address).encode(), b":ffff:"  # as IPv6, even with hexadecimal digits
+    # The last two groups may be written as IPv4.
+    groups = [group.lstrip("0") for group in address.exploded.split(":")[:6]]
+    return (f"{max(groups, key=len)}:".encode(),)
 
 
 def by_hostname(hostname: str) -> Wanted:
@@ -114,12 +128,17 @@ def by_hostname(hostname: str) -> Wanted:
     # Parsed like a header, so that it gets the form that records have.
     header = f"https://{host}".encode("utf-8", "surrogateescape").decode("latin-1")
     names = {bare, parsing.parse_hostname(header) or bare}
-    return Wanted(("hostname",), equals(*names))
+    return Wanted(("hostname",), equals(*names), tuple(map(hint, names)))
 
 
 def by_project(project: str) -> Wanted:
-    return Wanted(("payload", "projectId"), equals(project))
+    return Wanted(("payload", "projectId"), equals(project), (hint(project),))
 
 
 def equals(*texts: str) -> Callable[[object], Verdict]:
     return lambda stored: Verdict.ERASE if stored in texts else Verdict.KEEP
+
+
+def hint(text: str) -> bytes:
+    # A text outside ASCII is only in lines that glance() leaves to judge_line().
+    return text.encode("utf-8", "surrogateescape").lower()
