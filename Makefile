@@ -14,7 +14,7 @@ run: $(VENV)/run ## set up what is missing, then serve on http://127.0.0.1:8000
 
 # More tests at once than there are cores: most of them wait for something.
 test: $(VENV)/dev ## set up what is missing, then run every test; lists those skipped
-	$(BIN)/pytest --numprocesses=5 --no-loadscope-reorder --timeout=180 -rsfE
+	$(BIN)/pytest --numprocesses=6 --no-loadscope-reorder --timeout=180 -rsfE
 
 lint: $(VENV)/dev ## check style and types
 	$(BIN)/ruff check .
