@@ -14,7 +14,7 @@ from server import CORE, PATIENCE_SECONDS, wait_until
 from web import Site
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, ConsoleMessage, Page
+    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
 pytestmark = pytest.mark.slow
 
@@ -92,20 +92,21 @@ def features(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def open_app(browser: "Browser", site: Site) -> Iterator[OpenApp]:
     """Open an app that sends to this port, in a browser without cookies."""
-    pages: list[Page] = []
+    contexts: list[BrowserContext] = []
 
     def build(port: int, script: str = "", until: Any = "load", **options: Any) -> App:
         options = {"url": telemetry(port), "payload": PAYLOAD} | options
         site.files["/app"] = PAGE.replace("OPTIONS", json.dumps(options)).encode()
-        pages.append(browser.new_page())
-        app = App(pages[-1])
+        # Beside the tab, for a page with a context of its own takes its requests with it.
+        contexts.append(browser.new_context())
+        app = App(contexts[-1].new_page())
         app.page.add_init_script(script)
         app.page.goto(f"http://127.0.0.1:{site.port}/app", wait_until=until)
         return app
 
     yield build
-    for page in pages:
-        page.close()
+    for context in contexts:
+        context.close()
 
 
 def telemetry(port: int) -> str:
