@@ -115,7 +115,7 @@ def count_events(chunk: bytes, tally: Tally) -> None:
     rows: list[tuple[bytes, ...]] = LINE.findall(chunk, 0, len(chunk) - 1)
     columns = list(zip(*rows, strict=True))
     *_, core_payloads, _, cli_payloads, odd = columns
-    odd_payloads = cut(core_payloads, "core", tally) | cut(cli_payloads, "cli", tally)
+    odd_payloads = cut_unseen(core_payloads, "core", tally) | cut_unseen(cli_payloads, "cli", tally)
     if odd_payloads or any(odd):
         rows = list(in_form(rows, odd_payloads, tally))
         columns = list(zip(*rows, strict=True))
@@ -129,8 +129,8 @@ def count_events(chunk: bytes, tally: Tally) -> None:
         count_columns(columns, tally)
 
 
-def cut(payloads: Iterable[bytes], source: str, tally: Tally) -> set[bytes]:
-    """Cut the payloads that are new today into their values.  Return those in another form."""
+def cut_unseen(payloads: Iterable[bytes], source: str, tally: Tally) -> set[bytes]:
+    """Cut the payloads that the day has not had yet.  Return those in another form."""
     known = tally.values[source]
     fresh = {*payloads}.difference(known, (b"",))
     found = dict(zip(fresh, PAYLOADS[source].findall(b"\n".join(fresh)), strict=True))
