@@ -65,7 +65,9 @@ class Disk:
 
     @contextlib.contextmanager
     def read_only(self) -> Iterator[None]:
-        subprocess.run(["mount", "-o", "remount,ro", self.path], check=True)
+        remount = ["mount", "-o", "remount,ro", str(self.path)]
+        # It is refused while a worker writes, as it does for a moment to tell its health.
+        wait_until(lambda: subprocess.run(remount, stderr=subprocess.DEVNULL).returncode == 0)
         yield
         subprocess.run(["mount", "-o", "remount,rw", self.path], check=True)
 
