@@ -12,7 +12,7 @@ from itertools import chain, compress
 from operator import not_
 
 from files.records import AGENT_KEYS, PAYLOAD_KEYS
-from report.counting import Tally, agent_of, cut_payloads, holds_hash
+from report.counting import Tally, agent_of, holds_hash
 from report.hosts import is_in_development, is_network
 from report.lists import LISTS, UNITS, Found
 from report.period import LIST_WEEKS, WINDOW_WEEKS
@@ -79,6 +79,7 @@ class Week:
         }
     )
     hosts_seen: Seen = field(default_factory=dict)
+    versions_seen: Counter[bytes] = field(default_factory=Counter)  # of `hosts_seen`
     refusals: Counter[tuple[str | None, ...]] = field(default_factory=Counter)
     unreadable_lines: int = 0
     # Of the days from `since` on.
@@ -98,7 +99,6 @@ class Week:
     projects_elsewhere: set[bytes] = field(default_factory=set)
     # Of the whole week, once it is condensed.
     counts: dict[str, dict[str, int]] = field(default_factory=dict)  # of `units`
-    versions_seen: Counter[bytes] = field(default_factory=Counter)  # of `hosts_seen`
     packed_units: dict[tuple[str, str], bytes] = field(default_factory=dict)
     packed_addresses: dict[ListRow, bytes] = field(default_factory=dict)
 
@@ -120,7 +120,10 @@ class Week:
                 self.units[source][unit] |= members
         self.days[day] = day_of(tally, units, {"core": core, "cli": cli})
         deployed = units["core"]["hosts"]
-        self.hosts_seen |= last_seen(hosts, core, deployed - self.hosts_seen.keys())
+        fresh = last_seen(hosts, core, deployed - self.hosts_seen.keys())
+        self.hosts_seen |= fresh
+        values = tally.values["core"]
+        self.versions_seen.update(values[payload][VERSION_AT] for payload in fresh.values())
         if is_in_period:
             self.hosts |= deployed
             self.add_set_aside(tally)
@@ -156,8 +159,6 @@ class Week:
             source: {unit: len(members) for unit, members in kinds.items()}
             for source, kinds in self.units.items()
         }
-        seen = cut_payloads("core", list(self.hosts_seen.values()))
-        self.versions_seen.update(values[VERSION_AT] for values in seen)
         if self.number < WINDOW_WEEKS:
             for source, kinds in self.units.items():
                 for unit, members in kinds.items():
