@@ -34,14 +34,20 @@ SLOW_ROUND_SECONDS = 0.3
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 FAILED = problem(500, INTERNAL_ERROR)
 
-# gunicorn's settings for what a proxy does, or that llhttp does not have.
-UNSUPPORTED = (
-    *("accesslog", "certfile", "keyfile", "max_requests", "http_protocols", "http2_cleartext"),
-    *("protocol", "proxy_protocol", "forwarder_headers", "secure_scheme_headers", "header_map"),
-    *("limit_request_line", "limit_request_fields", "limit_request_field_size", "http_parser"),
-    *("permit_obsolete_folding", "permit_unconventional_http_method", "strip_header_spaces"),
-    *("permit_unconventional_http_version", "casefold_http_method"),
-)
+# gunicorn's settings that this worker does not support, by the reason.
+UNSUPPORTED = {
+    "TLS, HTTP/2 and the PROXY protocol are for a proxy in front": (
+        "certfile keyfile http_protocols http2_cleartext protocol proxy_protocol"
+    ),
+    "an access log would hold addresses and payloads": "accesslog",
+    "a worker's memory does not grow": "max_requests",
+    "headers set neither path nor scheme": "forwarder_headers secure_scheme_headers",
+    "llhttp parses requests, and has no such setting": (
+        "limit_request_line limit_request_fields limit_request_field_size header_map http_parser "
+        "permit_obsolete_folding permit_unconventional_http_method strip_header_spaces "
+        "permit_unconventional_http_version casefold_http_method"
+    ),
+}
 
 
 class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
@@ -55,10 +61,11 @@ class RoundWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
     def check_config(cls, cfg: Config, log: Any) -> None:
         """Raise SystemExit if a setting asks for something that this worker does not support."""
         defaults = Config()
-        for name in UNSUPPORTED:
-            value = cfg.settings[name].get()
-            if value != defaults.settings[name].get():
-                raise SystemExit(f"{name}={value!r}: not supported; leave TLS and logs to a proxy")
+        for reason, names in UNSUPPORTED.items():
+            for name in names.split():
+                value = cfg.settings[name].get()
+                if value != defaults.settings[name].get():
+                    raise SystemExit(f"{name}={value!r}: not supported; {reason}")
 
     def run(self) -> None:
         self.connections: dict[int, Connection] = {}
