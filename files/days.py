@@ -65,7 +65,7 @@ def distinct(paths: Iterable[Path]) -> list[Path]:
 
 
 def size_of(path: Path) -> int:
-    """Return 0 where there is no such file any more, or it cannot be told."""
+    """Return the size in bytes, 0 if the file cannot be looked up; whoever reads it learns why."""
     with contextlib.suppress(OSError):
         return path.stat().st_size
     return 0

@@ -130,7 +130,7 @@ def count_events(chunk: bytes, tally: Tally) -> None:
 
 
 def cut_unseen(payloads: Iterable[bytes], source: str, tally: Tally) -> set[bytes]:
-    """Cut the payloads that the day has not had yet.  Return those in another form."""
+    """Cut the payloads that are new today.  Return those that are not in the collector's form."""
     known = tally.values[source]
     fresh = {*payloads}.difference(known, (b"",))
     found = dict(zip(fresh, PAYLOADS[source].findall(b"\n".join(fresh)), strict=True))
@@ -142,7 +142,7 @@ def cut_unseen(payloads: Iterable[bytes], source: str, tally: Tally) -> set[byte
 def in_form(
     rows: list[tuple[bytes, ...]], odd_payloads: set[bytes], tally: Tally
 ) -> Iterator[tuple[bytes, ...]]:
-    """Yield the rows, those of another form converted, without those that cannot be read."""
+    """Yield the rows in the collector's form, the others converted.  Count what is unreadable."""
     for row in rows:
         *_, core_payload, _, cli_payload, odd = row
         if not (odd or core_payload in odd_payloads or cli_payload in odd_payloads):
@@ -256,7 +256,7 @@ def is_automated(part: bytes) -> bool:
 
 
 def line_of(parts: Parts) -> bytes:
-    """Return what tells the same as the line that had these parts."""
+    """Return a line that says the same as the one that was cut into these parts."""
     head = b'{"id":"","received_at":"","source":'
     if parts.core_payload:
         return head + b'"core","ip":%b,"hostname":%b,%b,"payload":{%b}}' % parts[:4]

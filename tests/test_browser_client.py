@@ -97,7 +97,7 @@ def open_app(browser: "Browser", site: Site) -> Iterator[OpenApp]:
     def build(port: int, script: str = "", until: Any = "load", **options: Any) -> App:
         options = {"url": telemetry(port), "payload": PAYLOAD} | options
         site.files["/app"] = PAGE.replace("OPTIONS", json.dumps(options)).encode()
-        # Beside the tab, for a page with a context of its own takes its requests with it.
+        # A page from browser.new_page() would close its context, too, and abort its requests.
         contexts.append(browser.new_context())
         app = App(contexts[-1].new_page())
         app.page.add_init_script(script)

@@ -66,7 +66,7 @@ class Disk:
     @contextlib.contextmanager
     def read_only(self) -> Iterator[None]:
         remount = ["mount", "-o", "remount,ro", str(self.path)]
-        # It is refused while a worker writes, as it does for a moment to tell its health.
+        # Refused while a file is open for writing; a health check opens one for a moment.
         wait_until(lambda: subprocess.run(remount, stderr=subprocess.DEVNULL).returncode == 0)
         yield
         subprocess.run(["mount", "-o", "remount,rw", self.path], check=True)

@@ -119,8 +119,8 @@ def newest_major(report: Report, audience: Audience) -> tuple[str, str] | None:
     on_newest = sum(n for name, n in counts.items() if version_key(major_of(name)) >= oldest)
     said = f" of them {'runs' if on_newest == 1 else 'run'} {newest[:-1]}0 or newer"
     if rest := total - on_newest:
-        are = f"{plural(rest, 'host')}{in_brackets(share(rest, total))}"
-        said += f"; {are} {'does' if rest == 1 else 'do'} not"
+        older = f"{plural(rest, 'host')}{in_brackets(share(rest, total))}"
+        said += f"; {older} {'does' if rest == 1 else 'do'} not"
     return share(on_newest, total) or number(on_newest), f"{said}."
 
 
