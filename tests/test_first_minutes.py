@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_readme import examples, run_here, without_what_varies
 
+from documented import examples, run_here, without_what_varies
 from npm import APPS
 from server import ROOT, Server, program, wait_until
 

@@ -2,38 +2,18 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from server import ROOT, Server, program, run
+from documented import examples, run_here, without_what_varies
+from server import ROOT, Server, program
 from settings import NAMES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROTOCOL = (ROOT / "docs/protocol.md").read_text(encoding="utf-8")
 REPORT = (ROOT / "docs/report.md").read_text(encoding="utf-8")
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "bench/README.md"]
-VARIES = [
-    (r'"id":"[0-9a-f-]{36}"', '"id":"…"'),
-    (r'"received_at":"[^"]+"', '"received_at":"…"'),
-    (r'"browser_version":"[^"]+"', '"browser_version":"…"'),  # the reader's curl
-    (r'"free_mb":\d+', '"free_mb":…'),
-    (r'"nodeVersion":"v[\d.]+"', '"nodeVersion":"…"'),
-    (r'"osVersion":"[^"]+"', '"osVersion":"…"'),
-]
-
-
-def examples(page: str) -> list[tuple[str, str]]:
-    """Return each `$ command` of a page with the output that is shown below it."""
-    found = re.findall(r"^    \$ (.+)\n((?:    (?!\$ ).*\n|\n(?=    ))*)", page, re.MULTILINE)
-    return [(command, re.sub("^    ", "", output, flags=re.M)) for command, output in found]
-
-
-def without_what_varies(text: str) -> str:
-    for pattern, replacement in VARIES:
-        text = re.sub(pattern, replacement, text)
-    return text
 
 
 @pytest.mark.parametrize(("page", "count"), [(README, 4), (PROTOCOL, 2)])
@@ -55,17 +35,6 @@ def test_the_example_of_the_report_is_its_real_output(tmp_path: Path) -> None:
     assert (
         run_here(f"{' '.join(world.split())} && {report}", tmp_path).rstrip() == expected.rstrip()
     )
-
-
-def run_here(command: str, directory: Path) -> str:
-    """Run a documented command with this Python, on a directory of the test's own."""
-    command = command.replace(".venv/bin/python", sys.executable)
-    command = command.replace(".venv/bin/flask", f"{sys.executable} -m flask")
-    command = re.sub(r"\bworld (?=--)", f"{directory}/world ", command)
-    ran = run("bash", "-c", command, PYTHONIOENCODING="utf-8")
-
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
 
 
 @pytest.mark.parametrize("setting", [*NAMES, "PORT", "WEB_CONCURRENCY", "GUNICORN_CMD_ARGS"])
